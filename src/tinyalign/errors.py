@@ -1,0 +1,25 @@
+"""Errors for people: each message names what was wrong, what was expected and what to do."""
+
+
+class TinyAlignError(Exception):
+    """Base of every error that TinyAlign raises on purpose."""
+
+
+class DataError(TinyAlignError):
+    """A file, image or sample that cannot be used."""
+
+
+class ModelError(TinyAlignError):
+    """A model, backbone or processor that cannot be built or fed as asked."""
+
+
+class BankError(TinyAlignError):
+    """A memory bank that is missing, damaged, or made for another model."""
+
+
+class ConfigError(TinyAlignError):
+    """A setting that is out of range or does not go with another."""
+
+
+class EvaluationError(TinyAlignError):
+    """An evaluation that cannot be run or scored as asked."""

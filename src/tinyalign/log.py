@@ -1,0 +1,68 @@
+"""One logger and one progress style for the whole package."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("tinyalign")
+
+
+def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None = None) -> None:
+    """Send the package's log to the terminal through rich, and to `file` as plain text if given.
+
+    Libraries never call this; the command line does. Calling it again adds no second handler.
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    logger.setLevel(level)
+    logger.propagate = False
+    if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
+        console = Console(stderr=True)
+        logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+    if file is not None:
+        known = {getattr(handler, "baseFilename", None) for handler in logger.handlers}
+        if os.path.abspath(file) not in known:
+            handler = logging.FileHandler(file, encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(handler)
+
+
+def _bar_wanted() -> bool:
+    return sys.stderr.isatty() or os.environ.get("TINYALIGN_PROGRESS") == "1"
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left; yields `advance(n)`. Silent where nobody is looking."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not _bar_wanted(), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n=1: bar.advance(task, n)
