@@ -59,6 +59,12 @@ def make_tokenizer(bos: bool = False, template: str | None = None):
     return fast
 
 
+@pytest.fixture(scope="session", name="make_tokenizer")
+def make_tokenizer_fixture():
+    """`make_tokenizer(bos=False, template=None)`: a small tokenizer of the family asked for."""
+    return make_tokenizer
+
+
 @pytest.fixture(scope="session")
 def tiny_llm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with its tokenizer, in a folder."""
