@@ -1,0 +1,1 @@
+"""The data room: files to samples, samples to token ids, labels and batches."""

@@ -1,0 +1,161 @@
+"""Files and data sets -> a sequence of `Sample`, images undecoded: `open_dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyalign.data.readers.caption_csv import IMAGE_COLUMNS, CaptionCsvDataset
+from tinyalign.data.readers.captions import CaptionChoice
+from tinyalign.data.readers.easy_vqa import EasyVqaDataset
+from tinyalign.data.readers.lazy import Head
+from tinyalign.data.readers.llava import LlavaDataset
+from tinyalign.data.readers.parquet import TableDataset, read_parquet, read_saved
+from tinyalign.data.sample import Sample
+from tinyalign.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMATS = ("llava", "parquet", "csv", "easy_vqa")
+SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
+
+
+def open_dataset(
+    path: str | Path | Dataset,
+    *,
+    format: str = "auto",
+    image_folder: str | None = None,
+    split: str = "train",
+    prompt: str | None = None,
+    captions: CaptionChoice = "first",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Sequence[Sample]:
+    """Open a data set as a sequence of samples; text is indexed now, images are read when used.
+
+    Args:
+        path: a LLaVA `.json`/`.jsonl`; a parquet file, a glob or folder of them, a folder made by
+            `save_to_disk`, or a `datasets.Dataset`; a caption CSV; or the name `easy_vqa`.
+        format: one of `FORMATS`, or "auto" to decide by suffix and content.
+        image_folder: where relative image paths start; the data file's folder if not given.
+        split: for `easy_vqa`, saved `DatasetDict`s, and folders whose parquet files are named
+            for splits (`train.parquet`, `train-00000-of-00002.parquet`).
+        prompt: the user's text of caption samples; none (plain captions) if not given.
+        captions: which caption of an image is the answer: the first, each (one sample a caption,
+            ids `ID#0`, `ID#1`, ...), or one drawn by `seed` and id. `Sample.references` always
+            holds all of them.
+        seed: of the draw for `captions="random"`.
+        limit: keep only the first so many samples.
+
+    Raises:
+        DataError: nothing there, an undecidable format, or a file that isn't what it should be.
+    """
+    dataset = _open(path, format, image_folder, split, prompt, captions, seed)
+    return dataset if limit is None else Head(dataset, limit)
+
+
+def _open(
+    path: str | Path | Dataset,
+    format: str,
+    image_folder: str | None,
+    split: str,
+    prompt: str | None,
+    captions: CaptionChoice,
+    seed: int,
+) -> Sequence[Sample]:
+    if format not in ("auto", *FORMATS):
+        raise DataError(f"format: expected 'auto' or one of {FORMATS}, found {format!r}")
+    images = None if image_folder is None else Path(image_folder)
+    if not isinstance(path, (str, Path)):
+        return TableDataset(
+            path, source="dataset", image_folder=images, captions=captions, prompt=prompt, seed=seed
+        )
+    files = find_files(path, split)
+    if format == "auto":
+        format = detect_format(path, files)
+    if format == "easy_vqa":
+        return EasyVqaDataset(split)
+    if not files:
+        raise DataError(f"{path}: expected a file, folder or glob, found nothing there")
+    if format == "parquet":
+        saved = files[0].is_dir()
+        table = read_saved(files[0], split) if saved else read_parquet(files)
+        images = images or files[0].parent
+        name = files[0].name if len(files) == 1 else str(Path(path).name)
+        return TableDataset(
+            table, source=name, image_folder=images, captions=captions, prompt=prompt, seed=seed
+        )
+    if len(files) > 1:
+        raise DataError(f"{path}: format {format!r} takes one file, found {len(files)}")
+    if format == "llava":
+        return LlavaDataset(files[0], images)
+    return CaptionCsvDataset(files[0], images, captions=captions, prompt=prompt, seed=seed)
+
+
+def find_files(path: str | Path, split: str) -> list[Path]:
+    """The files behind a path, folder or glob; a `save_to_disk` folder stands for itself."""
+    path = Path(path)
+    if path.is_file() or _is_saved(path):
+        return [path]
+    if path.is_dir():
+        return _of_split(path, sorted(path.rglob("*.parquet")), split)
+    parts = path.parts
+    first = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), None)
+    if first is None:
+        return []
+    return sorted(f for f in Path(*parts[:first]).glob(str(Path(*parts[first:]))) if f.is_file())
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Of files named for splits, as the Hugging Face hub names them, those of `split`."""
+    named = {file: file.stem.split("-")[0] for file in files}
+    if not any(name in SPLIT_NAMES for name in named.values()):
+        return files
+    found = [file for file, name in named.items() if name == split]
+    if not found:
+        names = [str(file.relative_to(folder)) for file in files[:8]]
+        raise DataError(
+            f"{folder}: expected files of the split {split!r}, found {names}; "
+            "choose another split or give a glob"
+        )
+    return found
+
+
+def detect_format(path: str | Path, files: Sequence[Path]) -> str:
+    """The format of what `find_files` found, by suffix, else by the first bytes.
+
+    Raises:
+        DataError: undecidable; the message lists the formats.
+    """
+    if not files and str(path) == "easy_vqa":
+        return "easy_vqa"
+    if not files:
+        raise DataError(
+            f"{path}: expected a data set, found nothing there; give a file, folder or glob of "
+            f"one of the formats {FORMATS}, or the name 'easy_vqa'"
+        )
+    suffixes = {".json": "llava", ".jsonl": "llava", ".parquet": "parquet", ".csv": "csv"}
+    suffixes[".tsv"] = "csv"
+    if files[0].is_dir():
+        return "parquet"
+    if files[0].suffix.lower() in suffixes:
+        return suffixes[files[0].suffix.lower()]
+    with files[0].open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head.lstrip()[:1] in (b"[", b"{"):
+        return "llava"
+    header = head.split(b"\n")[0].decode("utf-8", "replace").strip()
+    if any(name in header.replace("\t", ",").split(",") for name in IMAGE_COLUMNS):
+        return "csv"
+    raise DataError(f"{path}: can't tell its format; name one of {FORMATS} with format=")
+
+
+__all__ = ["FORMATS", "CaptionChoice", "open_dataset"]

@@ -1,0 +1,157 @@
+"""Samples -> what the model reads: usable images, token ids, features, memories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tinyalign.data.chat import Encoded, encode
+from tinyalign.data.collator import IGNORED
+from tinyalign.data.images import load_image, pixel_hash
+from tinyalign.data.sample import Sample
+from tinyalign.errors import DataError
+from tinyalign.evaluation.results import Skipped
+from tinyalign.hashing import hash_bytes
+from tinyalign.memory.retriever import Exclusion
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+from tinyalign.model.vision import VisionEncoder
+
+
+class FeatureRows(Protocol):
+    """Vision features computed already."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Features (n, D) of sample `index`, as a tensor or an array."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample that can be judged."""
+
+    index: int
+    sample: Sample
+    image_id: str
+    references: tuple[str, ...]
+    prompt: Encoded
+    """What the model is asked: everything before the closing answer."""
+    full: Encoded
+    """The whole conversation, with labels; nothing is supervised where there is no answer."""
+    image: Image.Image | None
+    """None where cached features make it superfluous."""
+
+
+def image_id(sample: Sample) -> str:
+    """What samples about the same image share: the hash of its encoded bytes, or its path."""
+    if not sample.images:
+        return sample.id
+    ref = sample.images[0]
+    return ref.name if ref.data is None else hash_bytes(ref.data)
+
+
+def references(sample: Sample) -> tuple[str, ...]:
+    """What a prediction is judged by: the sample's references, or else its own answer."""
+    return sample.references or ((sample.answer,) if sample.answer else ())
+
+
+class ItemReader:
+    """Reads samples in batches; those that cannot be judged go on the `skipped` list.
+
+    Conversations become ids exactly as in training: through `data.chat.encode`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Any,
+        n_memory_tokens: int,
+        *,
+        images: bool,
+        strict: bool,
+    ) -> None:
+        """`images`: decode them. `strict`: raise DataError for what cannot be judged instead."""
+        self.samples = samples
+        self.processor = processor
+        self.n_memory_tokens = n_memory_tokens
+        self.images = images
+        self.strict = strict
+        self.skipped: list[Skipped] = []
+        self.reference_set: dict[str, tuple[str, ...]] = {}
+        """References by image, of every sample read, also of those that were skipped."""
+
+    def batches(self, size: int) -> Iterator[tuple[int, list[Item]]]:
+        """Yield (samples read, usable items among them) for every `size` samples."""
+        for start in range(0, len(self.samples), size):
+            indices = range(start, min(start + size, len(self.samples)))
+            items = [item for item in map(self._item_or_skip, indices) if item is not None]
+            yield len(indices), items
+
+    def _item_or_skip(self, index: int) -> Item | None:
+        sample = self.samples[index]
+        if references(sample):
+            self.reference_set.setdefault(image_id(sample), references(sample))
+        try:
+            return self._item(index, sample)
+        except DataError as error:
+            if self.strict:
+                raise
+            self.skipped.append(Skipped(sample.id, str(error)))
+            return None
+
+    def _item(self, index: int, sample: Sample) -> Item:
+        if len(sample.images) != 1:
+            raise DataError(
+                f"sample {sample.id!r}: expected one image, found {len(sample.images)}; these "
+                "tasks ask about one image at a time"
+            )
+        judged_by = references(sample)
+        if not judged_by:
+            raise DataError(f"sample {sample.id!r}: no reference and no answer to be judged by")
+        prompt = self._encode(sample, ask=True)
+        if any(message.role == "assistant" for message in sample.messages):
+            full = self._encode(sample, ask=False)
+        else:
+            full = Encoded(prompt.input_ids, [IGNORED] * len(prompt.input_ids))
+        image = load_image(sample.images[0]) if self.images else None
+        return Item(index, sample, image_id(sample), judged_by, prompt, full, image)
+
+    def _encode(self, sample: Sample, ask: bool) -> Encoded:
+        processor = self.processor
+        return encode(
+            sample,
+            processor.tokenizer,
+            processor.chat_template,
+            n_image_tokens=processor.image_seq_length,
+            n_memory_tokens=self.n_memory_tokens,
+            image_token=processor.image_token,
+            memory_token=processor.memory_token,
+            add_generation_prompt=ask,
+        )
+
+
+def vision_features(
+    items: Sequence[Item], vision: VisionEncoder, cache: FeatureRows | None
+) -> Tensor:
+    """X_V before the connector: (B, n, D), from the cache or from the tower."""
+    if cache is None:
+        return vision.encode([item.image for item in items if item.image is not None])
+    rows = [torch.as_tensor(cache[item.index]) for item in items]
+    return torch.stack(rows).to(vision.device)
+
+
+def retrieve(
+    items: Sequence[Item], features: Tensor, retriever: MemoryRetriever, processor: Any
+) -> MemoryBatch:
+    """E_R of a batch, by image and instruction; never an entry with the sample's id or image."""
+    instructions = [item.sample.instruction for item in items]
+    compressor = getattr(retriever, "compressor", None)
+    to_ids = processor.query_tokenizer if compressor is None else compressor.query_ids
+    exclude = [
+        Exclusion((item.sample.id,), () if item.image is None else (pixel_hash(item.image),))
+        for item in items
+    ]
+    return retriever.retrieve(features, to_ids(instructions) if to_ids else None, exclude)

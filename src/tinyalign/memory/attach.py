@@ -1,0 +1,63 @@
+"""Giving a model its memory: after this, `generate` retrieves by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinyalign.errors import BankError
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.retriever import Retriever, check_encoder
+from tinyalign.model.vision import VisionEncoder
+
+
+def attach_memory(
+    model: Any, processor: Any, bank_dir: str | Path, k: int | None = None
+) -> Retriever:
+    """Open a bank and set it as the model's retriever; the processor then makes room for it.
+
+    k is by default the model's own; it may be smaller, never larger. The model's encoder and
+    the Perceiver it was trained with must be those of the bank. Raises BankError saying which
+    of the two differs, or that the model has no memory connector.
+    """
+    bank = MemoryBank.open(bank_dir)
+    check_model(model, processor, bank, k)
+    slots = model.config.memory_k
+    retriever = Retriever.open(
+        bank, slots if k is None else k, slots=slots, device=str(model.device)
+    )
+    model.retriever = retriever
+    processor.memory_enabled = True
+    processor.query_tokenizer = retriever.compressor.query_ids
+    return retriever
+
+
+def detach_memory(model: Any, processor: Any) -> None:
+    """Take the memory away again: the model answers from its weights alone."""
+    model.retriever = None
+    processor.memory_enabled = False
+    processor.query_tokenizer = None
+
+
+def check_model(model: Any, processor: Any, bank: MemoryBank, k: int | None) -> None:
+    """Raise BankError unless the model can use this bank with this k."""
+    config = model.config
+    if not config.memory_k or config.memory_source != "bank":
+        raise BankError(
+            f"{bank.folder}: this model was made without retrieved memories (memory_k "
+            f"{config.memory_k}, memory_source {config.memory_source!r}); train one with k > 0"
+        )
+    if k is not None and not 1 <= k <= config.memory_k:
+        raise BankError(
+            f"{bank.folder}: k = {k} was asked for, this model takes 1 to {config.memory_k} "
+            "memories; to answer without memory, do not attach a bank"
+        )
+    found = config.vision_hash or VisionEncoder.from_model(model, processor).hash
+    check_encoder(bank, found)
+    wanted = bank.manifest.compressor_hash
+    if config.perceiver_hash != wanted:
+        raise BankError(
+            f"{bank.folder}: Perceivers differ: the bank's values come from Perceiver {wanted}, "
+            f"the model was trained with {config.perceiver_hash or 'none that it names'}; "
+            "build a bank with that one"
+        )

@@ -1,0 +1,156 @@
+"""The LLM-independent compressor: Perceiver, tokenizer and key function, kept in one folder.
+
+It turns pairs into what a bank stores, values E_R (32 x 96) and keys K_m, and instructions
+into what queries are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tinyalign.errors import BankError, ConfigError
+from tinyalign.hashing import hash_json, hash_tensors
+from tinyalign.memory.keys import KeyFunction
+from tinyalign.memory.text import encode_text, text_spans, train_tokenizer
+
+if TYPE_CHECKING:
+    from tinyalign.model.perceiver import PerceiverCompressor
+
+__all__ = ["Compressor", "text_spans", "train_tokenizer"]
+
+TOKENIZER = "tokenizer.json"
+# What decides the Perceiver's function besides its weights' shapes.
+DEFINING = (
+    "num_self_attention_heads",
+    "num_cross_attention_heads",
+    "input_mode",
+    "max_text_tokens",
+)
+
+
+class Compressor:
+    """Perceiver + tokenizer + key function. The folder holds config.json, model.safetensors,
+    tokenizer.json, key.json and key.safetensors.
+    """
+
+    def __init__(
+        self, perceiver: PerceiverCompressor, tokenizer: Tokenizer, key_function: KeyFunction
+    ) -> None:
+        """The tokenizer must fit the Perceiver's vocabulary; raises ConfigError otherwise."""
+        size, room = tokenizer.get_vocab_size(), perceiver.config.vocab_size
+        if size > room:
+            raise ConfigError(
+                f"the tokenizer has {size} tokens, the Perceiver's vocabulary only {room}"
+            )
+        self.perceiver = perceiver.eval()
+        self.tokenizer = tokenizer
+        self.key_function = key_function
+
+    @property
+    def hash(self) -> str:
+        """Hash of what makes values: the Perceiver's weights and settings, and the tokenizer."""
+        settings = {name: getattr(self.perceiver.config, name) for name in DEFINING}
+        weights = hash_tensors(self.perceiver.state_dict())
+        return hash_json([settings, weights, self.tokenizer.to_str()])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the Perceiver is."""
+        return next(self.perceiver.parameters()).device
+
+    @property
+    def value_shape(self) -> tuple[int, int]:
+        """(latents, width) of a value; (32, 96) in the paper."""
+        return self.perceiver.config.num_latents, self.perceiver.config.d_latents
+
+    def to(self, device: str | torch.device) -> Compressor:
+        """Move the Perceiver; keys follow the device of their input by themselves."""
+        self.perceiver.to(torch.device(device))
+        return self
+
+    # -- text ---------------------------------------------------------------------------------
+
+    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) int64 and mask (B, L) bool, on the CPU; padding is 0 and at the end."""
+        return encode_text(self.tokenizer, texts, self.perceiver.config.max_text_tokens)
+
+    def query_ids(self, instructions: Sequence[str]) -> Tensor:
+        """Ids (B, L) of instructions for a query; their mask is `ids != 0`."""
+        return self.encode_text(instructions)[0]
+
+    # -- keys and values ----------------------------------------------------------------------
+
+    def keys(self, features: Tensor | None, instructions: Sequence[str] | None = None) -> Tensor:
+        """Keys or queries (B, d_k) from features (B, n, D) and instructions; fp32, unit length."""
+        ids = None if instructions is None else self.query_ids(instructions)
+        return self.key_function.keys(features, ids)
+
+    @torch.no_grad()
+    def values(
+        self,
+        features: Tensor | None,
+        texts: Sequence[str],
+        images: Sequence[Image.Image] | None = None,
+    ) -> Tensor:
+        """E_R of pairs: latents (B, 32, 96) fp32 on the Perceiver's device.
+
+        features (B, n, D) for a Perceiver that reads frozen features, images for one that
+        reads pixels. A text is read whole, up to `max_text_tokens`.
+        """
+        ids, mask = self.encode_text(texts)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        if self.perceiver.config.input_mode == "pixels":
+            if images is None:
+                raise ConfigError("this Perceiver reads pixels: values needs the images")
+            pixels = self.pixels(images).to(self.device)
+            return self.perceiver(ids, mask, pixel_values=pixels).float()
+        if features is None:
+            raise ConfigError("this Perceiver reads frozen features: values needs them (B, n, D)")
+        features = features.to(self.device, torch.float32)
+        return self.perceiver(ids, mask, image_features=features).float()
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images to (B, 3, S, S) fp32 in -1..1, S the Perceiver's image_size; bicubic."""
+        size = (self.perceiver.config.image_size,) * 2
+        resized = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+        array = np.stack([np.asarray(image, dtype=np.float32) for image in resized])
+        return (
+            torch.from_numpy(array).permute(0, 3, 1, 2) / 127.5 - 1
+        )  # (B, S, S, 3) -> (B, 3, S, S)
+
+    # -- on disk ------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the five files into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.perceiver.save_pretrained(folder)
+        self.tokenizer.save(str(folder / TOKENIZER))
+        self.key_function.save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Compressor:
+        """Read what `save` wrote, on the CPU. BankError names what is missing or damaged."""
+        from tinyalign.model.perceiver import PerceiverCompressor
+
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors", TOKENIZER):
+            if not (folder / name).is_file():
+                raise BankError(f"{folder / name}: missing; a compressor folder needs it")
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BankError(f"{folder / TOKENIZER}: damaged ({error})") from error
+        try:
+            perceiver = PerceiverCompressor.from_pretrained(folder)
+        except Exception as error:
+            raise BankError(f"{folder}: its Perceiver cannot be loaded ({error})") from error
+        return cls(perceiver, tokenizer, KeyFunction.load(folder))

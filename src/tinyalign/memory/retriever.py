@@ -1,0 +1,172 @@
+"""The retriever: from an image and an instruction to the k memories nearest to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tinyalign.errors import BankError, ConfigError
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.entries import Entry
+from tinyalign.memory.keys import KeyFunction
+from tinyalign.memory.search import exact_topk
+from tinyalign.model.protocols import MemoryBatch
+
+if TYPE_CHECKING:
+    from tinyalign.model.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """What one query must not get: entries with these ids, and entries with these images."""
+
+    ids: tuple[str, ...] = ()
+    image_hashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One memory that a search found."""
+
+    row: int
+    """Its row in the bank."""
+    score: float
+    """Inner product of query and key, 1 at most."""
+    entry: Entry
+    """What it is."""
+
+
+class Retriever:
+    """Answers a model's queries from a bank, and people's searches too.
+
+    `slots` is how many memories a batch has room for; where k, or the bank, is smaller, the
+    remaining slots are zeros under a mask that is False.
+    """
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        compressor: Compressor,
+        k: int,
+        *,
+        slots: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """The compressor's key function must be the bank's; raises BankError otherwise.
+
+        With a `device` the keys are held and searched there.
+        """
+        if k < 0:
+            raise ConfigError(f"k must be 0 or more, found {k}")
+        slots = k if slots is None else slots
+        if slots < k:
+            raise ConfigError(f"k is {k}, but the model has room for {slots} memories only")
+        found, wanted = compressor.key_function.hash, bank.manifest.key_hash
+        if found != wanted:
+            raise BankError(
+                f"{bank.folder}: its keys come from another key function (hash {wanted}, the one "
+                f"given has {found}); use the one in {bank.compressor_folder}"
+            )
+        self.bank = bank
+        self.compressor = compressor
+        self.k = k
+        self.slots = slots
+        self.keys = torch.from_numpy(bank.keys).to(device)
+
+    @classmethod
+    def open(
+        cls, bank: MemoryBank, k: int, *, slots: int | None = None, device: str = "cpu"
+    ) -> Retriever:
+        """A retriever with the compressor that lies in the bank's own folder."""
+        compressor = Compressor.load(bank.compressor_folder)
+        if compressor.hash != bank.manifest.compressor_hash:
+            raise BankError(
+                f"{bank.compressor_folder}: this Perceiver (hash {compressor.hash}) did not make "
+                f"the bank's values (hash {bank.manifest.compressor_hash}); it was replaced"
+            )
+        return cls(bank, compressor, k, slots=slots, device=device)
+
+    @property
+    def key_function(self) -> KeyFunction:
+        """What makes queries: the function that made the bank's keys."""
+        return self.compressor.key_function
+
+    def retrieve(
+        self,
+        vision_features: Tensor,
+        query_ids: Tensor | None = None,
+        exclude: Sequence[Exclusion] | None = None,
+    ) -> MemoryBatch:
+        """The memories of a batch: E_R values (B, slots, 32, 96) fp32, mask, scores and ids.
+
+        vision_features (B, n, D), frozen, before the connector; query_ids (B, L) from
+        `compressor.query_ids` (0 is padding) or None; exclude: one Exclusion a query. Tensors
+        come back on the device of the features.
+        """
+        queries = self.key_function.keys(vision_features.detach(), query_ids)
+        indices, scores = self._search(queries, self.k, exclude)
+        rest = self.slots - self.k
+        indices = torch.nn.functional.pad(indices, (0, rest), value=-1)
+        scores = torch.nn.functional.pad(scores, (0, rest))
+        device = vision_features.device
+        entries = self.bank.entries.at(row for row in indices.flatten().tolist() if row >= 0)
+        return MemoryBatch(
+            values=self.bank.gather(indices).to(device),
+            mask=(indices >= 0).to(device),
+            scores=scores.to(device),
+            ids=[[entries[row].id for row in rows if row >= 0] for rows in indices.tolist()],
+        )
+
+    def search(
+        self,
+        image: Image.Image | None = None,
+        text: str | None = None,
+        *,
+        vision: VisionEncoder | None = None,
+        features: Tensor | None = None,
+        k: int | None = None,
+        exclude: Exclusion | None = None,
+    ) -> list[Hit]:
+        """The k memories nearest to an image, an instruction, or both; best first.
+
+        The image goes through `vision`, which must be the bank's encoder, unless its
+        `features` (n, D) are given. Raises BankError for another encoder, ConfigError for an
+        image without an encoder, and for text alone where keys hold no text.
+        """
+        if image is not None and features is None:
+            if vision is None:
+                raise ConfigError("searching by image needs the vision encoder, or its features")
+            check_encoder(self.bank, vision.hash)
+            features = vision.encode([image])[0]
+        ids = None if text is None else self.compressor.query_ids([text])
+        queries = self.key_function.keys(None if features is None else features[None], ids)
+        k = self.k if k is None else k
+        indices, scores = self._search(queries, k, None if exclude is None else [exclude])
+        rows = [row for row in indices[0].tolist() if row >= 0]
+        entries = self.bank.entries.at(rows)
+        return [Hit(row, score, entries[row]) for row, score in zip(rows, scores[0].tolist())]
+
+    def _search(
+        self, queries: Tensor, k: int, exclude: Sequence[Exclusion] | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = None
+        if exclude is not None:
+            rows = [self.bank.rows_of(one.ids, one.image_hashes) for one in exclude]
+        return exact_topk(queries.to(self.keys.device), self.keys, k, rows)
+
+
+def check_encoder(bank: MemoryBank, found: str) -> None:
+    """Raise BankError unless `found` is the hash of the vision encoder that made the bank."""
+    wanted = bank.manifest.vision_hash
+    if found != wanted:
+        name = bank.manifest.vision_name or "unnamed"
+        raise BankError(
+            f"{bank.folder}: vision encoders differ: the bank was built with {name} (hash "
+            f"{wanted}), this encoder has hash {found}; build a bank with this encoder"
+        )

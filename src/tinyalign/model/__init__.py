@@ -1,0 +1,1 @@
+"""What computes: config, model, processor, connectors, Perceiver and backbones."""

@@ -1,0 +1,125 @@
+"""TinyAlignConfig: one config for the baseline (k = 0), TinyAlign and its controls."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from tinyalign.errors import ConfigError
+from tinyalign.model.connectors import CONNECTORS
+from tinyalign.model.memory_connector import FUSIONS
+from tinyalign.model.perceiver import PerceiverCompressorConfig
+from tinyalign.model.vision import feature_width
+
+
+class TinyAlignConfig(PreTrainedConfig):
+    """Config of a vision tower, a connector, an LLM and, for `memory_k` > 0, a RAG connector.
+
+    image_token_id, memory_token_id: ids of the placeholder tokens in the LLM's vocabulary.
+    image_seq_length: tokens an image takes in the LLM's input (after the connector).
+    vision_feature_layer, vision_feature_select: see `vision.tower_features`.
+    connector, connector_args: name and extra arguments of the connector (`connectors.CONNECTORS`).
+    memory_k: memories a query (k of the paper); 0 is the baseline.
+    memory_fusion, memory_fusion_args: how k memories become tokens (`memory_connector.FUSIONS`).
+    memory_latents_used: latents taken of each memory by sequence fusion, the first ones.
+    memory_hidden_size: hidden width of the RAG connector's MLP; None is the LLM's width.
+    memory_linear_skip: add the linear map beside the MLP that can be started in closed form.
+    memory_source: "bank" reads `memory_values`; "soft_prompt" is the control that learns a table
+        of k values instead and ignores what is retrieved.
+    perceiver_config: sizes of the memory values (num_latents x d_latents) and of their encoder.
+    vision_hash, perceiver_hash: what a bank has to agree with; None where not known yet.
+    lm_head_bias: whether the LLM's output layer has a bias (Phi-2 has).
+    token_rms: root mean square of the LLM's token embeddings, which the connectors start at.
+    chat_template_name: the template the processor was given, for the record.
+    """
+
+    model_type = "tinyalign"
+    attribute_map = {"image_token_index": "image_token_id"}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model"),
+        "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
+        "perceiver_config": SubConfigSpec(PerceiverCompressorConfig),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    perceiver_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    memory_token_id: int = 32001
+    image_seq_length: int = 729
+    vision_feature_layer: int | list[int] = -1
+    vision_feature_select: Literal["patch", "full"] = "patch"
+    connector: str = "mlp2x_gelu"
+    connector_args: dict | None = None
+    memory_k: int = 0
+    memory_fusion: str = "width"
+    memory_fusion_args: dict | None = None
+    memory_latents_used: int = 32
+    memory_hidden_size: int | None = None
+    memory_linear_skip: bool = False
+    memory_source: Literal["bank", "soft_prompt"] = "bank"
+    vision_hash: str | None = None
+    perceiver_hash: str | None = None
+    lm_head_bias: bool = False
+    token_rms: float = 0.02
+    chat_template_name: str | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.connector_args = dict(self.connector_args or {})
+        self.memory_fusion_args = dict(self.memory_fusion_args or {})
+        if getattr(self.text_config, "tie_word_embeddings", False):
+            self.tie_word_embeddings = True
+        self._check_names()
+        self._check_memory()
+
+    def _check_names(self) -> None:
+        if self.connector not in CONNECTORS:
+            raise ConfigError(
+                f"Unknown connector {self.connector!r}; known: {', '.join(CONNECTORS)}."
+            )
+        if self.memory_fusion not in FUSIONS:
+            raise ConfigError(
+                f"Unknown memory_fusion {self.memory_fusion!r}; known: {', '.join(FUSIONS)}."
+            )
+
+    def _check_memory(self) -> None:
+        if self.memory_k < 0:
+            raise ConfigError(f"memory_k must be 0 (no memory) or more, found {self.memory_k}.")
+        if self.memory_source == "soft_prompt" and self.memory_k == 0:
+            raise ConfigError(
+                'memory_source "soft_prompt" needs memory_k >= 1: the prompt is a table of '
+                "memory_k learned values, run through the connector that memories would use."
+            )
+        num_latents = self.memory_shape[0]
+        if not 0 < self.memory_latents_used <= num_latents:
+            raise ConfigError(
+                f"memory_latents_used must lie between 1 and {num_latents} (the latents of a "
+                f"memory), found {self.memory_latents_used}."
+            )
+
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """(num_latents, d_latents) of one memory value: 32 x 96 in the paper."""
+        perceiver: Any = self.perceiver_config
+        return perceiver.num_latents, perceiver.d_latents
+
+    @property
+    def n_memory_tokens(self) -> int:
+        """Tokens of H_R in the LLM's input: 0 without memory, 32 with width fusion."""
+        return FUSIONS[self.memory_fusion].n_tokens(self) if self.memory_k else 0
+
+    @property
+    def vision_width(self) -> int:
+        """Width D of the vision features that enter the connector."""
+        vision: Any = self.vision_config
+        return feature_width(vision, self.vision_feature_layer)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the LLM's token embeddings."""
+        text: Any = self.text_config
+        return text.hidden_size

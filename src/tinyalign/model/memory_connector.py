@@ -1,0 +1,230 @@
+"""The RAG connector θ_RC: k memory values E_R -> memory tokens H_R for the LLM.
+
+A fusion form is one small module. To add one: write a class with
+
+    __init__(config, **memory_fusion_args)
+    reset_parameters()                        draws its weights (outputs of RMS config.token_rms)
+    n_tokens(config) -> int                   static: tokens it gives
+    forward(values, mask, scores) -> tokens   (B, k, L, w), (B, k) bool, (B, k) -> (B, T, d)
+
+and name it in FUSIONS. Values of absent memories arrive as zeros, so the biases of a form are what
+the LLM sees where there is no memory. A form with `skip` (a `LatentSkip`) and `mlp` can be started
+in closed form by `MemoryConnector.start_linear_skip`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from tinyalign.errors import ConfigError, ModelError
+from tinyalign.model.connectors import MLPConnector
+
+if TYPE_CHECKING:
+    from tinyalign.model.configuration import TinyAlignConfig
+
+
+class LatentSkip(nn.Module):
+    """A linear map of its own for each latent position: (..., n, w) -> (..., n, d)."""
+
+    def __init__(self, n_latents: int, width: int, text_width: int, token_rms: float) -> None:
+        super().__init__()
+        self.token_rms = token_rms
+        self.weight = nn.Parameter(torch.empty(n_latents, width, text_width))
+        self.bias = nn.Parameter(torch.empty(n_latents, text_width))
+
+    def reset_parameters(self) -> None:
+        init.normal_(self.weight, mean=0.0, std=self.token_rms / self.weight.shape[1] ** 0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(..., n, w) -> (..., n, d)"""
+        return torch.einsum("...nw,nwd->...nd", latents, self.weight) + self.bias
+
+
+def _memory_mlp(config: TinyAlignConfig, width: int) -> MLPConnector:
+    return MLPConnector(width, config.text_width, config.token_rms, config.memory_hidden_size)
+
+
+def _skip(config: TinyAlignConfig, n_latents: int) -> LatentSkip | None:
+    if not config.memory_linear_skip:
+        return None
+    width = config.memory_shape[1]
+    return LatentSkip(n_latents, width, config.text_width, config.token_rms)
+
+
+def _reset(mlp: MLPConnector, skip: LatentSkip | None) -> None:
+    mlp.reset_parameters()
+    if skip is not None:
+        # The linear map speaks first; the MLP learns what it leaves over.
+        skip.reset_parameters()
+        init.zeros_(mlp.output.weight)
+
+
+class WidthFusion(nn.Module):
+    """The paper's form: latent j of all k memories side by side, through one MLP.
+
+    32 tokens whatever k is. With a skip, token j also gets the mean over the present memories of
+    the skip of their latent j.
+    """
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__()
+        n_latents, width = config.memory_shape
+        self.mlp = _memory_mlp(config, width * config.memory_k)
+        self.skip = _skip(config, n_latents)
+
+    @staticmethod
+    def n_tokens(config: TinyAlignConfig) -> int:
+        return config.memory_shape[0]
+
+    def reset_parameters(self) -> None:
+        _reset(self.mlp, self.skip)
+
+    def forward(self, values: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        """(B, k, L, w) -> (B, L, d)"""
+        batch, k, n_latents, width = values.shape
+        # (B, k, L, w) -> (B, L, k, w) -> (B, L, k*w)
+        tokens = self.mlp(values.transpose(1, 2).reshape(batch, n_latents, k * width))
+        if self.skip is not None:
+            present = mask.sum(dim=1).clamp(min=1).to(values.dtype)  # (B,)
+            tokens = tokens + self.skip(values.sum(dim=1) / present[:, None, None])
+        return tokens
+
+
+class SequenceFusion(nn.Module):
+    """The first n latents of each memory, one memory after the other, through a shared MLP."""
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__()
+        self.n_latents = config.memory_latents_used
+        self.mlp = _memory_mlp(config, config.memory_shape[1])
+        self.skip = _skip(config, self.n_latents)
+
+    @staticmethod
+    def n_tokens(config: TinyAlignConfig) -> int:
+        return config.memory_k * config.memory_latents_used
+
+    def reset_parameters(self) -> None:
+        _reset(self.mlp, self.skip)
+
+    def forward(self, values: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        """(B, k, L, w) -> (B, k*n, d)"""
+        used = values[:, :, : self.n_latents]  # (B, k, n, w)
+        tokens = self.mlp(used)
+        if self.skip is not None:
+            tokens = tokens + self.skip(used)
+        return tokens.flatten(1, 2)  # (B, k, n, d) -> (B, k*n, d)
+
+
+FUSIONS: dict[str, Any] = {"width": WidthFusion, "sequence": SequenceFusion}
+
+
+class MemoryConnector(nn.Module):
+    """θ_RC: memory values (B, k, L, w) -> H_R (B, n_memory_tokens, d).
+
+    With memory_source "soft_prompt" a learned table of k values takes the place of what was
+    retrieved: the control with the same tokens and no fewer parameters.
+    """
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__()
+        self.k = config.memory_k
+        self.shape = config.memory_shape
+        try:
+            self.fusion = FUSIONS[config.memory_fusion](config, **(config.memory_fusion_args or {}))
+        except TypeError as error:
+            raise ConfigError(
+                f"memory_fusion_args {config.memory_fusion_args} do not fit "
+                f"{config.memory_fusion!r}: {error}"
+            ) from error
+        self.table: nn.Parameter | None = None
+        if config.memory_source == "soft_prompt":
+            self.table = nn.Parameter(torch.empty(1, self.k, *self.shape))
+
+    def reset_parameters(self) -> None:
+        """Draw all weights. The soft prompt's values start as large as real latents: unit RMS."""
+        self.fusion.reset_parameters()
+        if self.table is not None:
+            init.normal_(self.table, mean=0.0, std=1.0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(
+        self,
+        values: Tensor | None,
+        mask: Tensor | None = None,
+        scores: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """H_R (B, n_memory_tokens, d) of memory_values (B, k', L, w) with k' <= k.
+
+        mask (B, k') is False where a memory is absent, scores (B, k') are similarities; missing
+        memories up to k count as absent. A soft prompt needs only `batch_size`.
+        Raises ModelError for values of another shape.
+        """
+        if self.table is not None:
+            if batch_size is None:
+                batch_size = 1 if values is None else values.shape[0]
+            values, mask, scores = self.table.expand(batch_size, -1, -1, -1), None, None
+        if values is None:
+            raise ModelError("This model reads memories: pass memory_values (B, k, 32, 96).")
+        self._check(values)
+        values, mask, scores = self._fill(values.to(self.dtype), mask, scores)
+        return self.fusion(values, mask, scores)
+
+    def start_linear_skip(self, weight: Tensor, bias: Tensor) -> None:
+        """Start the skip at a closed-form solution: weight (n, w, d), bias (n, d).
+
+        The MLP's last layer is set to zero, so the first output is exactly the closed form. More
+        positions than the skip has are allowed and left out; fewer leave the others as drawn.
+        Raises ModelError when the form has no skip or the shapes do not fit.
+        """
+        skip = getattr(self.fusion, "skip", None)
+        if skip is None:
+            raise ModelError(
+                "This memory connector has no linear skip to start; set memory_linear_skip: true."
+            )
+        n, width, text_width = skip.weight.shape
+        if weight.shape[1:] != (width, text_width) or bias.shape != (len(weight), text_width):
+            raise ModelError(
+                f"The closed form must have weight (n, {width}, {text_width}) and bias "
+                f"(n, {text_width}), found {tuple(weight.shape)} and {tuple(bias.shape)}."
+            )
+        given = min(n, weight.shape[0])
+        with torch.no_grad():
+            skip.weight[:given].copy_(weight[:given])
+            skip.bias[:given].copy_(bias[:given])
+            self.fusion.mlp.output.weight.zero_()
+            self.fusion.mlp.output.bias.zero_()
+
+    def _check(self, values: Tensor) -> None:
+        if values.ndim != 4 or values.shape[1] > self.k or tuple(values.shape[2:]) != self.shape:
+            raise ModelError(
+                f"memory_values must be (batch, at most {self.k}, {self.shape[0]}, "
+                f"{self.shape[1]}), found {tuple(values.shape)}; the bank or k does not belong to "
+                "this model."
+            )
+
+    def _fill(
+        self, values: Tensor, mask: Tensor | None, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Zero what is masked and pad to k memories; scores of absent memories are zero."""
+        batch, found = values.shape[:2]
+        if mask is None:
+            mask = torch.ones(batch, found, dtype=torch.bool, device=values.device)
+        mask = mask.to(values.device, torch.bool)
+        if scores is None:
+            scores = values.new_zeros(batch, found)
+        scores = scores.to(values.device, values.dtype).masked_fill(~mask, 0.0)
+        values = values.masked_fill(~mask[:, :, None, None], 0.0)
+        if missing := self.k - found:
+            pad = nn.functional.pad
+            values = pad(values, (0, 0, 0, 0, 0, missing))
+            mask, scores = pad(mask, (0, missing)), pad(scores, (0, missing))
+        return values, mask, scores

@@ -1,0 +1,447 @@
+"""TinyAlign as a transformers model: [H_V | H_R | H_I] -> LLM -> loss on supervised tokens.
+
+`forward` never retrieves. It takes `memory_values` as a tensor; `generate` fetches them once from
+an attached `retriever` (see `model.protocols`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.utils.generic import can_return_tuple
+
+from tinyalign.errors import ModelError
+from tinyalign.model.configuration import TinyAlignConfig
+from tinyalign.model.connectors import build_connector
+from tinyalign.model.memory_connector import MemoryConnector
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+from tinyalign.model.vision import tower_features
+
+
+@dataclass
+class TinyAlignModelOutput(BaseModelOutputWithPast):
+    """With H_V as `image_hidden_states` (images, n, d) and H_R as `memory_hidden_states`."""
+
+    image_hidden_states: Tensor | None = None
+    memory_hidden_states: Tensor | None = None
+
+
+@dataclass
+class TinyAlignOutput(CausalLMOutputWithPast):
+    """With H_V as `image_hidden_states` (images, n, d) and H_R as `memory_hidden_states`."""
+
+    image_hidden_states: Tensor | None = None
+    memory_hidden_states: Tensor | None = None
+
+
+class TinyAlignPreTrainedModel(PreTrainedModel):
+    """What both classes share: the config, and how connectors draw their weights."""
+
+    config: TinyAlignConfig
+    config_class = TinyAlignConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # Connectors are small and trained: full precision whatever dtype the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["multi_modal_projector", "memory_connector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is getattr(self, "lm_head", None):
+            init.normal_(self.lm_head.weight, mean=0.0, std=self.config.token_rms)
+            if self.lm_head.bias is not None:
+                init.zeros_(self.lm_head.bias)
+            return
+        for name in ("multi_modal_projector", "memory_connector"):
+            connector: Any = getattr(self, name, None)
+            if connector is not None and any(module is part for part in connector.modules()):
+                # A connector draws all its missing weights at once: their scales belong together.
+                connector.reset_parameters()
+                for part in connector.modules():
+                    part._is_hf_initialized = True
+
+
+class TinyAlignModel(TinyAlignPreTrainedModel):
+    """Vision tower, connector, RAG connector and LLM without its head."""
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = build_connector(config)
+        self.memory_connector = MemoryConnector(config) if config.memory_k else None
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_vision_features(self, pixel_values: Tensor) -> Tensor:
+        """X_V (images, n, D): the frozen tower's tokens before the connector; can be cached."""
+        return tower_features(
+            self.vision_tower,
+            pixel_values,
+            self.config.vision_feature_layer,
+            self.config.vision_feature_select,
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """H_V as `pooler_output`, a list with one (n, d) a image; X_V as `last_hidden_state`.
+
+        Pass pixel_values (images, 3, H, W), or vision_features (images, n, D) from a cache.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ModelError("Pass exactly one of pixel_values and vision_features.")
+        if vision_features is None:
+            vision_features = self.get_vision_features(pixel_values)
+        weight = self.multi_modal_projector.output.weight
+        tokens = self.multi_modal_projector(vision_features.to(weight.device, weight.dtype))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=vision_features, pooler_output=list(tokens)
+        )
+
+    def get_placeholder_mask(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor,
+        image_features: Tensor | None = None,
+        memory_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Where image and memory tokens go: two masks (B, L, 1), counted against the features.
+
+        Raises ModelError with both numbers on a mismatch.
+        """
+        if input_ids is None:
+            raise ModelError(
+                "Images and memories are placed by their placeholder ids: pass input_ids."
+            )
+        image_mask = input_ids == self.config.image_token_id
+        memory_mask = input_ids == self.config.memory_token_id
+        if image_features is not None:
+            found, expected = int(image_mask.sum()), image_features.shape[:2].numel()
+            if found != expected:
+                raise ModelError(
+                    f"Found {found} image placeholders for {expected} image features "
+                    f"({image_features.shape[0]} images of {image_features.shape[1]} tokens). Use "
+                    "the processor that was saved with this model, and do not cut its output."
+                )
+        if memory_features is not None:
+            rows, expected = memory_mask.sum(dim=1), memory_features.shape[1]
+            if memory_features.shape[0] != len(rows) or bool((rows != expected).any()):
+                raise ModelError(
+                    f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} rows for "
+                    f"{memory_features.shape[0]} x {expected} = "
+                    f"{memory_features.shape[:2].numel()} memory features ({expected} in every "
+                    "row). Set processor.memory_enabled, and check that k is that of the model."
+                )
+        return image_mask[..., None], memory_mask[..., None]
+
+    def _memory_features(
+        self,
+        input_ids: Tensor | None,
+        values: Tensor | None,
+        mask: Tensor | None,
+        scores: Tensor | None,
+    ) -> Tensor | None:
+        """H_R (B, n, d), or None when retrieval is off for this batch."""
+        placeholders = input_ids is not None and bool(
+            (input_ids == self.config.memory_token_id).any()
+        )
+        if self.memory_connector is None:
+            if values is not None or placeholders:
+                raise ModelError(
+                    "Memories or memory placeholders were passed to a model without memory "
+                    "(memory_k is 0); use processor.memory_enabled = False."
+                )
+            return None
+        if self.memory_connector.table is not None:
+            if not placeholders:
+                return None
+            return self.memory_connector(None, batch_size=input_ids.shape[0])  # type: ignore[union-attr]
+        if values is None:
+            if placeholders:
+                count = int((input_ids == self.config.memory_token_id).sum())
+                raise ModelError(
+                    f"Found {count} memory placeholders but no memory_values. Attach a bank, or "
+                    "set processor.memory_enabled = False to run without memory."
+                )
+            return None
+        return self.memory_connector(values, mask, scores)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        memory_values: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        memory_scores: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> TinyAlignModelOutput:
+        """Hidden states (B, L, d). See `TinyAlignForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("Pass exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if encoded is None and (pixel_values is not None or vision_features is not None):
+            encoded = self.get_image_features(pixel_values, vision_features, return_dict=True)
+        images = None if encoded is None else torch.stack(list(encoded.pooler_output))
+        memories = self._memory_features(input_ids, memory_values, memory_mask, memory_scores)
+        if images is not None or memories is not None:
+            masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories)
+            for where, features in zip(masks, (images, memories)):
+                if features is not None:
+                    features = features.to(inputs_embeds.device, inputs_embeds.dtype)
+                    inputs_embeds = inputs_embeds.masked_scatter(where, features)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return TinyAlignModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=images,
+            memory_hidden_states=memories,
+        )
+
+
+class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, GenerationMixin):
+    """TinyAlign with the LLM's head: loss, logits and generation.
+
+    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` found.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__(config)
+        self.model = TinyAlignModel(config)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(config.text_width, text.vocab_size, bias=config.lm_head_bias)
+        self._tied_weights_keys = self._find_tied_weights()
+        self.retriever: MemoryRetriever | None = None
+        self.last_retrieval: MemoryBatch | None = None
+        self.post_init()
+
+    def _find_tied_weights(self) -> dict[str, str]:
+        # The embedding has another name in other families (wte, embed_in, ...).
+        table = self.get_input_embeddings()
+        for name, module in self.named_modules():
+            if module is table:
+                return {"lm_head.weight": f"{name}.weight"}
+        raise ModelError("The language model's token embeddings were not found among its modules.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_vision_features(self, pixel_values: Tensor) -> Tensor:
+        """X_V (images, n, D), the frozen tower's tokens before the connector."""
+        return self.model.get_vision_features(pixel_values)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """See `TinyAlignModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, vision_features, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        memory_values: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        memory_scores: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        supervised_only: bool = False,
+        **kwargs: Any,
+    ) -> TinyAlignOutput:
+        """Logits, and with `labels` the loss.
+
+        input_ids, attention_mask, labels (B, L); labels are -100 where nothing is learned.
+        Images: pixel_values (images, 3, H, W), or vision_features (images, n, D) from a cache,
+        or mm_encoder_outputs {"image": get_image_features(...)}.
+        Memories: memory_values (B, k, 32, 96), memory_mask (B, k) bool, memory_scores (B, k).
+        Without memory placeholders and memory_values the model runs without memory.
+        supervised_only with labels: the head runs only at positions whose next token is
+        supervised. The loss is the same; logits are then (1, supervised, vocabulary).
+        num_items_in_batch, when given, divides the summed loss instead of the count here.
+        """
+        loss_arguments = {
+            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
+        }
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_features=vision_features,
+            memory_values=memory_values,
+            memory_mask=memory_mask,
+            memory_scores=memory_scores,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if labels is not None and supervised_only:
+            hidden, loss_arguments["shift_labels"] = _supervised(hidden, labels)
+        elif isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self._head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments
+            )
+        return TinyAlignOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            memory_hidden_states=outputs.memory_hidden_states,
+        )
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        logits = self.lm_head(hidden)
+        cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with memory: vision features are computed once and shared.
+
+        With a `retriever` attached, memory placeholders in the ids and no memory_values given,
+        the memories of each row's last image are fetched first. memory_query_ids (B, L) long is
+        the instruction in the compressor's vocabulary; memory_exclude goes to the retriever.
+        """
+        query_ids = kwargs.pop("memory_query_ids", None)
+        exclude = kwargs.pop("memory_exclude", None)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if self._wants_memories(input_ids, kwargs):
+            features = kwargs.pop("vision_features", None)
+            pixels = kwargs.pop("pixel_values", None)
+            if features is None and pixels is not None:
+                features = self.get_vision_features(pixels)
+            found = self._retrieve(input_ids, features, query_ids, exclude)  # type: ignore[arg-type]
+            self.last_retrieval = found
+            kwargs["vision_features"] = features
+            kwargs.update(
+                memory_values=found.values, memory_mask=found.mask, memory_scores=found.scores
+            )
+        features = kwargs.pop("vision_features", None)
+        if features is not None:
+            image = self.model.get_image_features(vision_features=features, return_dict=True)
+            kwargs["mm_encoder_outputs"] = {"image": image}
+        return super().generate(inputs, *args, **kwargs)
+
+    def _wants_memories(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
+        cache = kwargs.get("past_key_values")
+        return (
+            self.retriever is not None
+            and self.model.memory_connector is not None
+            and self.model.memory_connector.table is None
+            and kwargs.get("memory_values") is None
+            and input_ids is not None
+            and (cache is None or cache.get_seq_length() == 0)
+            and bool((input_ids == self.config.memory_token_id).any())
+        )
+
+    def _retrieve(
+        self, input_ids: Tensor, features: Tensor | None, query_ids: Tensor | None, exclude: Any
+    ) -> MemoryBatch:
+        """Memories by each row's last image; the image must be there, as it makes the query."""
+        assert self.retriever is not None
+        tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+        images = tokens // self.config.image_seq_length  # (B,) images in each row
+        if features is None or bool((images == 0).any()):
+            raise ModelError(
+                "Memories are looked up by image, but a row with memory placeholders has no "
+                "image. Pass pixel_values or vision_features, or memory_values yourself."
+            )
+        last = images.cumsum(0) - 1
+        if int(last[-1]) + 1 != features.shape[0]:
+            raise ModelError(
+                f"The ids hold placeholders for {int(last[-1]) + 1} images, but "
+                f"{features.shape[0]} were passed."
+            )
+        return self.retriever.retrieve(features[last.to(features.device)], query_ids, exclude)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Memories enter with the prompt; later steps read them from the cache."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("memory_values", "memory_mask", "memory_scores"):
+                prepared.pop(name, None)
+        return prepared
+
+
+def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states whose next token is supervised: (1, N, d), and those tokens (1, N)."""
+    following = labels[:, 1:].to(hidden.device)
+    wanted = following != -100  # (B, L - 1)
+    return hidden[:, :-1][wanted][None], following[wanted][None]

@@ -1,0 +1,90 @@
+"""One question about one image: the answer, and what memory had to say about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tinyalign.data.images import load_image
+from tinyalign.data.sample import ImageRef
+from tinyalign.memory.retriever import Retriever
+from tinyalign.model.protocols import MemoryBatch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered, and the memories it was shown: (id, text, similarity), best first."""
+
+    text: str
+    memories: list[tuple[str, str, float]]
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    image: Image.Image | str | os.PathLike[str],
+    question: str,
+    retriever: Retriever | None = None,
+    max_new_tokens: int = 32,
+) -> Answer:
+    """Answer `question` about `image` (a picture or its file), greedily.
+
+    The same path as `pipeline("image-text-to-text")`: the processor's chat template, then
+    `generate`. `retriever` is by default the one attached to the model, if any; an empty question
+    asks for what the model was trained to say unasked, a caption. Raises DataError for a file
+    that is no image.
+    """
+    picture = image if isinstance(image, Image.Image) else load_image(ImageRef(path=str(image)))
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture}]
+    if question:
+        content.append({"type": "text", "text": question})
+    retriever = model.retriever if retriever is None else retriever
+    with _using(model, processor, retriever):
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(model.device)
+        output = model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
+        )
+        found = model.last_retrieval if retriever is not None else None
+    new = torch.as_tensor(output)[0, inputs["input_ids"].shape[1] :]
+    text = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return Answer(text, _memories(found, retriever))
+
+
+@contextmanager
+def _using(model: Any, processor: Any, retriever: Retriever | None) -> Iterator[None]:
+    """Attach `retriever` for one question in evaluation mode; restore what was there before."""
+    training = model.training
+    before = model.retriever, processor.memory_enabled, processor.query_tokenizer
+    model.retriever = retriever
+    learned = model.config.memory_source == "soft_prompt"
+    processor.memory_enabled = retriever is not None or learned
+    processor.query_tokenizer = None if retriever is None else retriever.compressor.query_ids
+    model.eval()
+    try:
+        yield
+    finally:
+        model.retriever, processor.memory_enabled, processor.query_tokenizer = before
+        model.train(training)
+
+
+def _memories(
+    found: MemoryBatch | None, retriever: Retriever | None
+) -> list[tuple[str, str, float]]:
+    if found is None or retriever is None:
+        return []
+    ids = found.ids[0]
+    entries = retriever.bank.entries
+    texts = {e.id: e.text for e in entries.at(entries.rows_with("id", ids)).values()}
+    return [(i, texts[i], score) for i, score in zip(ids, found.scores[0].tolist())]

@@ -1,0 +1,130 @@
+"""Samples as training items: ids and labels, cached features, and values gathered from the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tinyalign.data.chat import encode
+from tinyalign.data.images import load_image
+from tinyalign.data.sample import Sample
+from tinyalign.errors import DataError
+from tinyalign.log import logger
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.neighbours import NeighbourTable
+from tinyalign.model.processing import TinyAlignProcessor
+from tinyalign.training.features import CachedFeatures
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Where an item's memories come from: the first k columns of a table, out of a bank."""
+
+    bank: MemoryBank
+    table: NeighbourTable
+    k: int
+
+    def item(self, index: int) -> dict[str, Tensor]:
+        """memory_values (k, 32, 96) float32, memory_mask (k,) bool, memory_scores (k,) float32."""
+        rows = self.table.indices[index, : self.k]
+        return {
+            "memory_values": self.bank.gather(rows),
+            "memory_mask": rows >= 0,
+            "memory_scores": self.table.scores[index, : self.k],
+        }
+
+
+class TrainingDataset(Dataset):
+    """Items for `data.collator.Collator`: what the model's forward takes, and the `index`.
+
+    Image features come from the cache, or pixels from the processor where there is none. A
+    sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
+    of once; with `strict` it raises DataError.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: TinyAlignProcessor,
+        *,
+        n_memory_tokens: int = 0,
+        max_length: int | None = None,
+        features: CachedFeatures | None = None,
+        neighbours: Neighbours | None = None,
+        strict: bool = False,
+    ) -> None:
+        """features and neighbours are row by row those of `samples`."""
+        if features is not None and len(features) != len(samples):
+            raise DataError(f"{len(features)} rows of features for {len(samples)} samples")
+        if neighbours is not None and len(neighbours.table) != len(samples):
+            raise DataError(f"{len(neighbours.table)} rows of neighbours, {len(samples)} samples")
+        self.samples = samples
+        self.processor = processor
+        self.n_memory_tokens = n_memory_tokens
+        self.max_length = max_length
+        self.features = features
+        self.neighbours = neighbours
+        self.strict = strict
+        self.indices = list(range(len(samples))) if features is None else features.usable()
+        self.skipped: dict[str, str] = dict(features.skipped) if features is not None else {}
+        if not self.indices:
+            raise DataError(f"none of {len(samples)} samples has a usable image")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        for step in range(len(self)):
+            index = self.indices[(position + step) % len(self)]
+            try:
+                return self.item(index)
+            except DataError as error:
+                if self.strict:
+                    raise
+                name = self.samples[index].id
+                if name not in self.skipped:
+                    self.skipped[name] = str(error)
+                    logger.warning("data: left out: %s", error)
+        raise DataError(f"none of {len(self)} samples could be used; the last ones: {self.worst()}")
+
+    def item(self, index: int) -> dict[str, Any]:
+        """The item of sample `index`; raises DataError when it cannot be used."""
+        sample = self.samples[index]
+        encoded = encode(
+            sample,
+            self.processor.tokenizer,
+            self.processor.chat_template,
+            n_image_tokens=self.processor.image_seq_length,
+            n_memory_tokens=self.n_memory_tokens,
+            max_length=self.max_length,
+        )
+        if all(label == -100 for label in encoded.labels):
+            raise DataError(f"sample {sample.id}: no token to learn from within max_length")
+        item: dict[str, Any] = {
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "index": index,
+        }
+        if sample.images:
+            item |= self._images(index, sample)
+        if self.neighbours is not None:
+            item |= self.neighbours.item(index)
+            if not sample.images:  # nothing to look memories up by, as at test time
+                item["memory_mask"] = torch.zeros_like(item["memory_mask"])
+        return item
+
+    def _images(self, index: int, sample: Sample) -> dict[str, Any]:
+        if self.features is not None:
+            return {"vision_features": list(self.features.images(index))}
+        images = [load_image(image) for image in sample.images]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")
+        return {"pixel_values": list(pixels["pixel_values"])}
+
+    def worst(self, show: int = 5) -> str:
+        """The first few reasons in `skipped`."""
+        return "; ".join(list(self.skipped.values())[:show])

@@ -1,0 +1,172 @@
+"""Preparing the memory of a run: Perceiver, bank, neighbour tables; each made once and reused.
+
+All three lie in the cache folder under names that hash what decides them, so that runs which
+agree on these share them, whatever else they differ in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tinyalign.data.sample import Sample
+from tinyalign.errors import BankError
+from tinyalign.hashing import hash_json
+from tinyalign.log import logger
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.builder import build_bank, dataset_hash
+from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.files import write_atomically
+from tinyalign.memory.neighbours import NeighbourTable, data_hash
+from tinyalign.memory.retriever import check_encoder
+from tinyalign.training.compress import REPORT, train_compressor
+from tinyalign.training.features import CachedFeatures, FeatureCache
+from tinyalign.training.recipe import DataArgs, MemoryArgs, Recipe
+from tinyalign.training.sources import compressor_samples, memory_samples
+
+EXCLUDE_NOTHING = "\x00"  # no sample is called so
+
+
+class MemoryPreparer:
+    """Makes or finds what a recipe's memory needs, with one encoder and one cache folder."""
+
+    def __init__(self, recipe: Recipe, features: FeatureCache, folder: Path) -> None:
+        self.recipe = recipe
+        self.memory: MemoryArgs = recipe.memory
+        self.data: DataArgs = recipe.data
+        self.features = features
+        self.folder = folder
+        self.device = features.encoder.device
+
+    def compressor(self) -> Compressor:
+        """The Perceiver named in the recipe, or the one trained on the recipe's pairs."""
+        if self.memory.compressor is not None and self._trained:
+            return Compressor.load(self.memory.compressor)
+        samples = compressor_samples(self.memory, self.data.pretrain)
+        decides = [
+            self.features.encoder.hash,
+            self.features.precision,
+            dataset_hash(samples),
+            asdict(self.memory.compress),
+            [self.memory.key, self.memory.alpha, self.memory.seed, self._trained],
+        ]
+        folder = self.folder / "compressors" / hash_json(decides)
+        if (folder / REPORT).is_file():  # written last
+            logger.info("perceiver: from %s", folder)
+            return Compressor.load(folder)
+        return train_compressor(
+            samples,
+            self.features.cover(samples, strict=self.data.strict),
+            folder,
+            self.memory.compress,
+            key=self.memory.key,
+            alpha=self.memory.alpha,
+            seed=self.memory.seed,
+            device=self.device,
+            trained=self._trained,
+        )
+
+    @property
+    def _trained(self) -> bool:
+        return self.memory.control != "untrained_perceiver"
+
+    def bank(self) -> MemoryBank:
+        """The bank named in the recipe, or one built from the recipe's pairs.
+
+        Raises BankError if a bank named in the recipe was built with another vision encoder.
+        """
+        if self.memory.bank is not None:
+            bank = MemoryBank.open(self.memory.bank)
+            check_encoder(bank, self.features.encoder.hash)
+            return bank
+        samples = memory_samples(self.memory, self.data.pretrain)
+        compressor = self.compressor()
+        decides = [
+            self.features.encoder.hash,
+            self.features.precision,
+            dataset_hash(samples),
+            compressor.hash,
+            compressor.key_function.hash,
+        ]
+        built = build_bank(
+            samples,
+            self.features.encoder,
+            compressor.to(self.device),
+            self.folder / "banks" / hash_json(decides),
+            features=self.features.cover(samples, strict=self.data.strict),
+            vision_name=self.recipe.model.vision,
+            strict=self.data.strict,
+        )
+        return built.bank
+
+    def neighbours(
+        self,
+        bank: MemoryBank,
+        samples: Sequence[Sample],
+        features: CachedFeatures,
+        *,
+        held_out: bool = False,
+    ) -> NeighbourTable:
+        """The table of `samples`, as the recipe's control has it; own entries are excluded.
+
+        held_out: samples of another split, whose ids may by chance be those of entries; only
+        entries with the same image are excluded then.
+        """
+        table = self._search(bank, samples, features, held_out)
+        seed = self.memory.seed + int(held_out)
+        if self.memory.control == "random_neighbours":
+            return table.random(seed)
+        if self.memory.control == "shuffled_values":
+            return table.shuffled(seed)
+        return table
+
+    def _search(
+        self,
+        bank: MemoryBank,
+        samples: Sequence[Sample],
+        features: CachedFeatures,
+        held_out: bool,
+    ) -> NeighbourTable:
+        ids = [EXCLUDE_NOTHING + sample.id if held_out else sample.id for sample in samples]
+        image_hashes = features.image_hashes()
+        instructions = [sample.instruction for sample in samples]
+        k = max(self.memory.neighbours, self.memory.k)
+        asked = data_hash(ids, image_hashes)
+        name = hash_json([bank.hash, asked, instructions, k, self.features.precision])
+        path = self.folder / "neighbours" / f"{name}.safetensors"
+        if path.is_file():
+            try:
+                return NeighbourTable.load(path, bank_hash=bank.hash, data_hash=asked)
+            except BankError as error:
+                logger.warning("neighbours: %s; searched again", error)
+        compressor = Compressor.load(bank.compressor_folder)
+        queries = query_keys(compressor, features, instructions)
+        table = NeighbourTable.build(bank, queries, ids, image_hashes, k, device=self.device)
+        table.save(path)
+        logger.info(
+            "neighbours: %d for each of %d samples, %.1f MB, into %s",
+            k, len(table), 8 * table.indices.numel() / 1e6, path,
+        )  # fmt: skip
+        return table
+
+
+def query_keys(
+    compressor: Compressor, features: CachedFeatures, instructions: Sequence[str], block: int = 64
+) -> torch.Tensor:
+    """Queries (N, d_k) from each sample's first image and its instruction; zeros without image."""
+    queries = torch.zeros(len(features), compressor.key_function.dim)
+    seen = [i for i in features.usable() if features.rows[i]]
+    for start in range(0, len(seen), block):
+        rows = seen[start : start + block]
+        texts = [instructions[i] for i in rows]
+        queries[rows] = compressor.keys(features.batch(rows), texts).cpu()
+    return queries
+
+
+def write_sources(folder: Path, bank: MemoryBank) -> None:
+    """Note beside a run which bank its memories came from."""
+    text = f"{bank.folder.resolve()}\n"
+    write_atomically(folder / "bank.txt", text.encode())

@@ -1,0 +1,65 @@
+"""A recipe's data sources, opened; and views of some of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from tinyalign.data.readers import open_dataset
+from tinyalign.data.sample import Sample
+from tinyalign.errors import DataError
+from tinyalign.training.recipe import DataSource, MemoryArgs
+
+
+def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
+    """The samples of a source; `seed` draws captions. Raises DataError for an empty one."""
+    samples = open_dataset(
+        source.path,
+        format=source.format,
+        image_folder=source.image_folder,
+        split=source.split,
+        prompt=source.prompt,
+        captions=source.captions,
+        seed=seed,
+        limit=source.limit,
+    )
+    if not len(samples):
+        raise DataError(f"{source.path}: no samples in it; check path and split")
+    return samples
+
+
+def memory_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:
+    """What the bank is made of: at most `memory.entries` samples, drawn with `memory.seed`."""
+    samples = open_source(memory.data or pretrain, memory.seed)
+    return draw(samples, memory.entries, memory.seed)
+
+
+def compressor_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:
+    """What the Perceiver is trained on: the bank's source, with every caption of an image."""
+    source = replace(memory.data or pretrain, captions="all")
+    return open_source(source, memory.seed)
+
+
+def draw(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:
+    """`limit` of the samples, drawn evenly, in their first order; all if there are no more."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    return Subset(samples, sorted(order[:limit].tolist()))
+
+
+class Subset(Sequence[Sample]):
+    """Some samples of another data set."""
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self.samples[i] for i in self.indices[index]]
+        return self.samples[self.indices[index]]

@@ -1,0 +1,110 @@
+"""Settings of one training stage (METHOD section 2, the table of stages)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tinyalign.errors import ConfigError
+
+Mode = Literal["frozen", "full"]
+
+
+@dataclass
+class StageArgs:
+    """One stage: what is trained, on how much, how fast."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    connector_learning_rate: float | None = None
+    """Of the connectors, where it differs."""
+    vision_learning_rate: float | None = None
+    """Of the vision tower, where it differs."""
+    batch_size: int = 256
+    """Samples a step, over all devices and accumulated micro-batches."""
+    micro_batch_size: int | None = None
+    """Samples a device computes at once; by default the whole batch."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after so many steps; the schedule ends there too."""
+    warmup: float = 0.03
+    """Share of the steps in which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after that."""
+    weight_decay: float = 0.0
+    """AdamW's."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm."""
+    connectors: Mode = "full"
+    """Image connector and RAG connector."""
+    language: Mode = "frozen"
+    """The LLM; trained, its master weights are float32."""
+    vision: Mode = "frozen"
+    """The vision tower."""
+    gradient_checkpointing: bool = False
+    """Compute the LLM's activations twice instead of keeping them."""
+    eval_fractions: list[float] = field(default_factory=lambda: [1.0])
+    """When to measure the held-out loss: shares of the stage's steps; 0 is before the first."""
+    eval_batch_size: int | None = None
+    """Samples at once there; by default the micro-batch."""
+    checkpoint_steps: int | None = 500
+    """Save a checkpoint to resume from every so many steps; none where it is null."""
+    keep_checkpoints: int = 1
+    """So many of the last checkpoints are kept while training."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "connector_learning_rate", "vision_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < 1.0:
+                raise ConfigError(f"{name} must lie between 0 and 1, found {value}")
+        for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        for name in ("checkpoint_steps", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1 (or null), found {value}")
+        if self.epochs <= 0:
+            raise ConfigError(f"epochs must be positive, found {self.epochs}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise ConfigError(f"warmup is a share of the steps, 0 to below 1; found {self.warmup}")
+        if any(not 0.0 <= share <= 1.0 for share in self.eval_fractions):
+            raise ConfigError(
+                f"eval_fractions are shares of the steps, 0 to 1; found {self.eval_fractions}"
+            )
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ConfigError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_batch_size}; choose a divisor of it"
+            )
+        if self.connectors == self.language == self.vision == "frozen":
+            raise ConfigError(
+                "connectors, language and vision are all frozen; there is nothing to train"
+            )
+
+    @classmethod
+    def pretraining(cls) -> StageArgs:
+        """Stage 1 of the paper: connectors alone, global batch 256, learning rate 1e-3."""
+        return cls()
+
+    @classmethod
+    def finetuning(cls) -> StageArgs:
+        """Stage 2 of the paper: connectors and LLM, global batch 128, learning rate 2e-5."""
+        return cls(learning_rate=2e-5, batch_size=128, language="full")
+
+    def accumulation(self, world_size: int) -> tuple[int, int]:
+        """(micro-batch of one device, micro-batches a step); raises ConfigError if uneven."""
+        if self.batch_size % world_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {world_size} processes"
+            )
+        own = self.batch_size // world_size
+        micro = min(self.micro_batch_size or own, own)
+        if own % micro:
+            raise ConfigError(
+                f"batch_size {self.batch_size} on {world_size} processes is {own} each, no "
+                f"multiple of micro_batch_size {micro}; choose a divisor of {own}"
+            )
+        return micro, own // micro

@@ -1,0 +1,81 @@
+"""Items of different length become one batch; what doesn't fit together is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyalign.data.collator import Collator
+from tinyalign.errors import DataError
+
+
+def item(ids: list[int], labels: list[int] | None = None, **extra):
+    return {"input_ids": ids, "labels": labels or [-100] * len(ids), **extra}
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=5),
+    side=st.sampled_from(["right", "left"]),
+)
+def test_what_the_mask_shows_is_what_went_in(rows, side):
+    batch = Collator(pad_token_id=0, padding_side=side)([item(row, row) for row in rows])
+    for i, row in enumerate(rows):
+        shown = batch["attention_mask"][i].bool()
+        assert batch["input_ids"][i][shown].tolist() == row
+        assert batch["labels"][i][shown].tolist() == row
+        assert (batch["labels"][i][~shown] == -100).all()
+        assert (batch["input_ids"][i][~shown] == 0).all()
+
+
+def test_padding_side():
+    items = [item([5, 6]), item([7])]
+    assert Collator(9)(items)["input_ids"].tolist() == [[5, 6], [7, 9]]
+    assert Collator(9, padding_side="left")(items)["input_ids"].tolist() == [[5, 6], [9, 7]]
+
+
+def test_supervised_positions_are_those_the_shifted_loss_sees():
+    items = [item([1, 2, 3], [1, -100, 3]), item([4], [4])]
+    assert Collator(0)(items)["n_supervised"].tolist() == [1, 0]
+
+
+def test_tensors_arrays_and_numbers_are_stacked_and_ids_listed():
+    def one(n: int):
+        values = torch.full((2, 32, 96), float(n))
+        mask = np.array([True, False])
+        return item([n], memory_values=values, memory_mask=mask, weight=0.5, id=f"s{n}")
+
+    batch = Collator(0)([one(1), one(2)])
+    assert batch["memory_values"].shape == (2, 2, 32, 96)
+    assert batch["memory_mask"].dtype == torch.bool
+    assert batch["weight"].tolist() == [0.5, 0.5]
+    assert batch["id"] == ["s1", "s2"]
+
+
+def test_image_rows_are_counted_by_image_not_by_sample():
+    picture = torch.zeros(3, 4, 4)
+    items = [item([1], pixel_values=picture), item([2]), item([3], pixel_values=[picture] * 2)]
+    assert Collator(0)(items)["pixel_values"].shape == (3, 3, 4, 4)
+
+
+def test_different_shapes_are_refused_with_the_key():
+    items = [item([1], memory_values=torch.zeros(n, 32, 96)) for n in (1, 2)]
+    with pytest.raises(DataError, match=r"memory_values.*different shapes"):
+        Collator(0)(items)
+
+
+def test_a_key_that_only_some_have_is_refused():
+    with pytest.raises(DataError, match="'memory_values' in 1 of 2"):
+        Collator(0)([item([1], memory_values=torch.zeros(1)), item([2])])
+
+
+def test_labels_of_another_length_are_refused():
+    with pytest.raises(DataError, match="one label a token"):
+        Collator(0)([item([1, 2], [1, 2, 3])])
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(DataError, match="at least one item"):
+        Collator(0)([])

@@ -1,0 +1,96 @@
+"""Validation finds what training would stumble over, and lists it."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tinyalign.data.readers import open_dataset
+from tinyalign.data.sample import ImageRef, Message, Sample
+from tinyalign.data.validate import KINDS, validate
+
+GOOD = (Message("user", "Who?"), Message("assistant", "A dog."))
+
+
+@pytest.fixture
+def good_image(photo, tmp_path):
+    photo.save(tmp_path / "good.png")
+    return ImageRef(path=str(tmp_path / "good.png"))
+
+
+def kinds(report) -> list[tuple[str, str]]:
+    return [(problem.kind, problem.id) for problem in report.problems]
+
+
+def test_a_clean_set_has_no_problems(good_image):
+    report = validate([Sample(str(i), (good_image,), GOOD) for i in range(3)])
+    assert report.ok
+    assert report.n == 3
+    assert set(report.counts) == set(KINDS)
+
+
+def test_each_bad_image_is_listed_once_a_sample(good_image, tmp_path):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(b"\xff\xd8\xff\xe0 no more")
+    missing = ImageRef(path=str(tmp_path / "nowhere.png"))
+    report = validate(
+        [
+            Sample("a", (missing,), GOOD),
+            Sample("b", (missing, good_image), GOOD),
+            Sample("c", (ImageRef(path=str(cut)),), GOOD),
+        ]
+    )
+    assert kinds(report) == [("missing_image", "a"), ("missing_image", "b"), ("corrupt_image", "c")]
+    assert "nowhere.png" in report.problems[0].detail
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind"),
+    [
+        ((), "empty_conversation"),
+        ((Message("user", "Who?"),), "empty_conversation"),
+        ((Message("user", "Who?"), Message("assistant", "  ")), "empty_conversation"),
+        (GOOD[::-1], "odd_conversation"),
+        ((*GOOD, Message("user", "And?")), "odd_conversation"),
+        ((GOOD[0], *GOOD), "odd_conversation"),
+        ((Message("user", ""), GOOD[1]), "odd_conversation"),
+    ],
+)
+def test_empty_and_odd_conversations(messages, kind):
+    assert kinds(validate([Sample("s", (), messages)])) == [(kind, "s")]
+
+
+def test_a_plain_caption_and_a_system_turn_are_not_odd(good_image):
+    caption = (Message("user", ""), Message("assistant", "A dog."))
+    assert validate([Sample("s", (good_image,), caption)]).ok
+    assert validate([Sample("s", (), (Message("system", "Be brief."), *GOOD))]).ok
+
+
+def test_duplicate_ids_and_over_long_texts(make_tokenizer):
+    long = (Message("user", "Who?"), Message("assistant", "zq " * 50))
+    samples = [Sample("a", (), GOOD), Sample("a", (), long)]
+    found = kinds(validate(samples, make_tokenizer(), max_length=40))
+    assert found == [("duplicate_id", "a"), ("over_long", "a")]
+
+
+def test_records_that_can_not_be_read_do_not_stop_it(tmp_path):
+    file = tmp_path / "set.jsonl"
+    turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "A dog."}]
+    file.write_text(json.dumps({"id": "x"}) + "\n" + json.dumps({"conversations": turns}))
+    assert kinds(validate(open_dataset(file))) == [("unreadable", "#0")]
+
+
+def test_the_table_and_the_dict_say_the_same():
+    report = validate([Sample("[odd] id", (), ())])
+    console = Console(file=io.StringIO(), width=160)
+    console.print(report.table())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 samples, 1 problems" in shown
+    assert "[odd] id" in shown
+    as_dict = json.loads(json.dumps(report.as_dict()))
+    assert as_dict["counts"]["empty_conversation"] == 1
+    assert as_dict["problems"][0]["id"] == "[odd] id"
+    assert as_dict["ok"] is False

@@ -1,0 +1,100 @@
+"""A tiny memory room: made pictures with instructions, a random encoder and Perceiver, a bank."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyalign.data.sample import ImageRef, Message, Sample
+from tinyalign.memory.builder import build_bank
+from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.keys import KeyFunction
+from tinyalign.memory.text import train_tokenizer
+from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+from tinyalign.model.vision import VisionEncoder
+
+COLOURS = ["red", "green", "blue", "grey", "yellow", "black", "white"]
+
+
+def png(seed: int) -> bytes:
+    """A small picture of its own for every seed, as PNG bytes."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_sample(number: int, picture: int | None = None) -> Sample:
+    """Sample `number`, showing picture `number` unless told otherwise."""
+    colour = COLOURS[number % len(COLOURS)]
+    return Sample(
+        id=f"s{number}",
+        images=(ImageRef(data=png(number if picture is None else picture)),),
+        messages=(
+            Message("user", f"What colour is shape {number % 3}?"),
+            Message("assistant", f"It is {colour} number {number}"),
+        ),
+        source="made",
+    )
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """Twelve samples; s9, s10 and s11 show the same picture as s0, s1 and s2."""
+    return [make_sample(i, i % 9) for i in range(12)]
+
+
+@pytest.fixture(scope="session")
+def vision(tiny_vision_dir: Path) -> VisionEncoder:
+    return VisionEncoder.load(tiny_vision_dir)
+
+
+def make_perceiver(seed: int = 0) -> PerceiverCompressor:
+    """A random Perceiver with 8 latents of width 8."""
+    torch.manual_seed(seed)
+    config = PerceiverCompressorConfig(
+        num_latents=8,
+        d_latents=8,
+        d_model=16,
+        num_self_attends_per_block=1,
+        num_self_attention_heads=2,
+        num_cross_attention_heads=2,
+        qk_channels=8,
+        v_channels=8,
+        feature_dim=32,
+        max_image_tokens=16,
+        n_text_latents=6,
+        vocab_size=300,
+        max_text_tokens=32,
+    )
+    return PerceiverCompressor(config).eval()
+
+
+@pytest.fixture(scope="session")
+def compressor(samples: list[Sample], vision: VisionEncoder) -> Compressor:
+    from tinyalign.data.images import load_image
+
+    perceiver = make_perceiver()
+    tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=300)
+    features = vision.encode([load_image(sample.images[0]) for sample in samples])
+    table = perceiver.token_embedding.weight.detach()
+    key_function = KeyFunction.fit([features], text_table=table, alpha=0.6)
+    return Compressor(perceiver, tokenizer, key_function)
+
+
+@pytest.fixture(scope="session")
+def bank(samples, vision, compressor, tmp_path_factory: pytest.TempPathFactory):
+    """A committed bank of the twelve samples. Read only: copy the folder to damage it."""
+    out = tmp_path_factory.mktemp("bank") / "bank"
+    return build_bank(samples, vision, compressor, out, batch_size=4, vision_name="tiny").bank
+
+
+@pytest.fixture
+def no_checkpoint_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoint after every batch, so that small builds have several parts."""
+    monkeypatch.setattr("tinyalign.memory.builder.CHECKPOINT_EVERY", 1)

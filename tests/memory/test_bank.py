@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyalign.errors import BankError
+from tinyalign.hashing import hash_json
+from tinyalign.memory.bank import MemoryBank
+
+
+@pytest.fixture
+def copy(bank: MemoryBank, tmp_path: Path) -> Path:
+    """A bank that a test may damage."""
+    return Path(shutil.copytree(bank.folder, tmp_path / "copy"))
+
+
+def test_a_bank_holds_what_the_samples_said(bank, samples, compressor) -> None:
+    assert len(bank) == 12
+    assert bank.ids == [sample.id for sample in samples]
+    assert bank.texts == [sample.text for sample in samples]
+    assert bank.sources == ["made"] * 12
+    assert bank.entry(3).instruction == samples[3].instruction
+    assert bank.image_hashes[0] == bank.image_hashes[9] != bank.image_hashes[1]
+    assert bank.keys.shape == (12, compressor.key_function.dim)
+    assert bank.values.shape == (12, 8, 8)
+    assert bank.values.dtype == np.float16
+    with pytest.raises(IndexError):
+        bank.entry(12)
+
+
+def test_the_manifest_names_every_part_it_was_made_with(bank, vision, compressor) -> None:
+    info = bank.info()
+    assert info["vision_hash"] == vision.hash
+    assert info["compressor_hash"] == compressor.hash
+    assert info["key_hash"] == compressor.key_function.hash
+    assert info["alpha"] == 0.6
+    assert info["count"] == 12
+    assert (
+        info["bytes"]
+        == sum(p.stat().st_size for p in bank.folder.rglob("*") if p.is_file())
+        - (bank.folder / "manifest.json").stat().st_size
+    )
+    assert not list(bank.folder.rglob("*.pkl"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.integers(-1, 11), min_size=1, max_size=12))
+def test_gather_takes_rows_and_gives_zeros_for_absent_ones(bank, rows) -> None:
+    values = bank.gather(torch.tensor([rows]))
+    assert values.shape == (1, len(rows), 8, 8)
+    assert values.dtype == torch.float32
+    for row, value in zip(rows, values[0]):
+        expected = bank.values[row].astype(np.float32) if row >= 0 else np.zeros((8, 8))
+        assert (value.numpy() == expected).all()
+
+
+def test_gathered_values_are_copies(bank) -> None:
+    before = bank.gather(torch.tensor([0]))
+    bank.gather(torch.tensor([0])).zero_()
+    assert torch.equal(bank.gather(torch.tensor([0])), before)
+
+
+def test_rows_beyond_the_bank_are_refused(bank) -> None:
+    with pytest.raises(BankError, match="12"):
+        bank.gather(torch.tensor([[12]]))
+
+
+def test_rows_of_finds_ids_and_all_entries_of_an_image(bank) -> None:
+    assert bank.rows_of(["s3", "nobody"]) == [3]
+    assert bank.rows_of(image_hashes=[bank.image_hashes[1]]) == [1, 10]
+    assert bank.rows_of(["s3", "s1"], [bank.image_hashes[1]]) == [1, 3, 10]
+    assert bank.rows_of([f"s{i}" for i in range(2000)]) == list(range(12))
+
+
+def test_a_pickled_bank_maps_the_same_files(bank) -> None:
+    data = pickle.dumps(bank)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    assert again.hash == bank.hash
+    assert (again.keys == bank.keys).all()
+
+
+def test_a_whole_bank_verifies(bank) -> None:
+    bank.verify()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "keys.f32", "values.f16", "entries.sqlite"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "longer"])
+def test_opening_a_damaged_bank_names_the_file(name: str, damage: str, copy: Path) -> None:
+    path = copy / name
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    else:
+        path.write_bytes(path.read_bytes() + b"junk")
+    with pytest.raises(BankError, match=name):
+        MemoryBank.open(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keys.f32",
+        "values.f16",
+        "entries.sqlite",
+        "compressor/model.safetensors",
+        "compressor/key.safetensors",
+        "compressor/tokenizer.json",
+    ],
+)
+def test_verify_finds_a_flipped_bit_and_names_the_file(name: str, copy: Path) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(BankError, match=name):
+        MemoryBank.open(copy).verify()
+
+
+def test_an_edited_manifest_is_refused(copy: Path) -> None:
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace('"alpha": 0.6', '"alpha": 0.7'))
+    with pytest.raises(BankError, match=r"manifest\.json.*edited or damaged"):
+        MemoryBank.open(copy)
+
+
+def test_a_newer_format_is_refused_with_what_to_do(copy: Path) -> None:
+    path = copy / "manifest.json"
+    content = json.loads(path.read_text()) | {"format_version": 99, "something": "new"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(BankError, match=r"manifest\.json.*format 99.*upgrade"):
+        MemoryBank.open(copy)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"format_version": 1}, {"format_version": "1"}])
+def test_a_manifest_of_something_else_is_refused(content, copy: Path) -> None:
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BankError, match=r"manifest\.json"):
+        MemoryBank.open(copy)
+
+
+def test_dimensions_that_do_not_fit_the_files_are_refused(copy: Path) -> None:
+    path = copy / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("hash")
+    content["count"] = 11
+    path.write_text(json.dumps(content | {"hash": hash_json(content)}))
+    with pytest.raises(BankError, match=r"keys\.f32"):
+        MemoryBank.open(copy)
+
+
+def test_a_damaged_entry_file_is_named_when_it_is_read(copy: Path) -> None:
+    path = copy / "entries.sqlite"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(BankError, match=r"entries\.sqlite"):
+        _ = MemoryBank.open(copy).ids
+
+
+def test_a_missing_folder_is_a_bank_error(tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="not found"):
+        MemoryBank.open(tmp_path / "nowhere")

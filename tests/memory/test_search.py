@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from tinyalign.errors import ConfigError
+from tinyalign.memory.search import exact_topk
+
+
+def brute_force(queries: np.ndarray, keys: np.ndarray, k: int, banned: list[set[int]]):
+    """Every product in float64, sorted by score, then by row."""
+    rows_out = []
+    for query, out in zip(queries.astype(np.float64), banned):
+        scores = (keys.astype(np.float64) * query).sum(axis=1).astype(np.float32)
+        rows = sorted(set(range(len(keys))) - out, key=lambda row: (-scores[row], row))[:k]
+        rows_out.append(rows + [-1] * (k - len(rows)))
+    return rows_out
+
+
+def unit(rows: int, width: int, seed: int) -> torch.Tensor:
+    return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 60),
+    distinct=st.integers(1, 20),
+    k=st.sampled_from([0, 1, 5, 10]),
+    block=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_search_equals_brute_force(n, distinct, k, block, seed, data) -> None:
+    """Repeated keys, so ties everywhere; any block size; exclusions; banks smaller than k."""
+    picks = torch.randint(distinct, (n,), generator=torch.Generator().manual_seed(seed))
+    keys = unit(distinct, 7, seed)[picks]
+    queries = unit(4, 7, seed + 1)
+    banned = [set(data.draw(st.lists(st.integers(0, n - 1), max_size=n))) for _ in range(4)]
+    indices, scores = exact_topk(queries, keys.numpy(), k, [list(out) for out in banned], block)
+    assert indices.tolist() == brute_force(queries.numpy(), keys.numpy(), k, banned)
+    for b in range(4):
+        for row, score in zip(indices[b].tolist(), scores[b].tolist()):
+            expected = float(queries[b] @ keys[row]) if row >= 0 else 0.0
+            assert score == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [64, 1000, 5000])
+def test_more_ties_than_there_is_room_for_still_go_to_the_lowest_rows(block: int) -> None:
+    keys = unit(2, 16, 0)[torch.arange(3000) % 2]
+    indices, scores = exact_topk(keys[:2], keys, 5, exclude=[[0, 4], []], block=block)
+    assert indices.tolist() == [[2, 6, 8, 10, 12], [1, 3, 5, 7, 9]]
+    assert (scores[0] == scores[0, 0]).all()
+
+
+def test_near_ties_are_ordered_by_their_exact_scores() -> None:
+    query = torch.zeros(1, 64)
+    query[0, 0] = 1.0
+    keys = torch.zeros(500, 64)
+    keys[:, 0] = 0.5 + torch.arange(500) * 6e-8  # closer than what a block product resolves
+    indices, _ = exact_topk(query, keys, 3, block=100)
+    assert indices.tolist() == brute_force(query.numpy(), keys.numpy(), 3, [set()])
+
+
+def test_results_do_not_depend_on_the_batch() -> None:
+    queries, keys = unit(9, 24, 0), unit(700, 24, 1)
+    indices, scores = exact_topk(queries, keys, 10)
+    for b in range(9):
+        alone = exact_topk(queries[b : b + 1], keys, 10, block=33)
+        assert torch.equal(alone[0][0], indices[b])
+        assert torch.equal(alone[1][0], scores[b])
+
+
+def test_nothing_to_find_gives_no_rows() -> None:
+    assert exact_topk(unit(2, 3, 0), np.zeros((0, 3), np.float32), 2)[0].tolist() == [[-1, -1]] * 2
+    assert exact_topk(unit(2, 3, 0), unit(4, 3, 0), 0)[0].shape == (2, 0)
+    everything = exact_topk(unit(1, 3, 0), unit(3, 3, 0), 2, exclude=[[0, 1, 2]])
+    assert everything[0].tolist() == [[-1, -1]]
+    assert everything[1].tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "exclude"),
+    [(unit(2, 4, 0), 1, None), (unit(2, 3, 0), -1, None), (unit(2, 3, 0), 1, [[]])],
+)
+def test_wrong_shapes_are_refused(queries, k, exclude) -> None:
+    with pytest.raises(ConfigError):
+        exact_topk(queries, unit(5, 3, 0), k, exclude)
