@@ -191,7 +191,10 @@ class _Judge:
         questions = [
             (item.image_id, *item.prompt.input_ids, *ids) for item, ids in zip(items, memory_ids)
         ]
-        new = {q: row for row, q in reversed(list(enumerate(questions))) if q not in self._answered}
+        new: dict[tuple[object, ...], int] = {}
+        for row, question in enumerate(questions):
+            if question not in self._answered:
+                new.setdefault(question, row)
         if new:
             rows = list(new.values())
             texts = answers(

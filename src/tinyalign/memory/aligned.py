@@ -34,6 +34,7 @@ from tinyalign.memory.text import PAD_ID
 FORMAT_VERSION = 1
 N_FOLDS = 5
 DIM = 512
+BASIS_SEED = 20251284
 RIDGE = 1.0
 """Ridge penalty in units of the inputs' mean variance."""
 
@@ -247,13 +248,15 @@ def _inverse_document_frequency(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def _semantic_basis(ids: Tensor, idf: Tensor, dim: int) -> Tensor:
-    """The `dim` leading right singular vectors (V, dim) of the corpus' tf-idf matrix."""
+    """The `dim` leading right singular vectors (V, dim) of the corpus' tf-idf matrix, seeded."""
     gram = torch.zeros(len(idf), len(idf))
     for block in ids.split(4096):
         rows = _tf_idf(block, idf)
         gram += rows.T @ rows
-    _, vectors = torch.linalg.eigh(gram)
-    return vectors[:, -dim:].flip(1).contiguous()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(BASIS_SEED)
+        _, _, vectors = torch.svd_lowrank(gram, q=dim, niter=3)
+    return vectors.contiguous()
 
 
 def _cross_fitted(

@@ -179,8 +179,9 @@ def _store(
         encoded: Tensor = vision.encode(images)
     else:
         encoded = torch.stack([torch.as_tensor(features[one.index]).float() for one in batch])
-    keys = compressor.keys(encoded, [one.sample.instruction for one in batch]).cpu()
-    values = compressor.values(encoded, [one.sample.text for one in batch], images).cpu()
+    texts = [one.sample.text for one in batch]
+    keys = compressor.entry_keys(encoded, [one.sample.instruction for one in batch], texts).cpu()
+    values = compressor.values(encoded, texts, images).cpu()
     good = keys.isfinite().all(dim=1) & values.half().isfinite().flatten(1).all(dim=1)
     for one, fine in zip(batch, good.tolist()):
         if not fine:

@@ -1,14 +1,15 @@
 """The LLM-independent compressor: Perceiver, tokenizer and key function, kept in one folder.
 
 It turns pairs into what a bank stores, values E_R (32 x 96) and keys K_m, and instructions
-into what queries are made of.
+what queries are made of.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
+from tinyalign.memory.aligned import AlignedKeyFunction, fold_of
 from tinyalign.memory.keys import KeyFunction
 from tinyalign.memory.text import encode_text, text_spans, train_tokenizer
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Compressor", "text_spans", "train_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
+AnyKeyFunction: TypeAlias = KeyFunction | AlignedKeyFunction
 # What decides the Perceiver's function besides its weights' shapes.
 DEFINING = (
     "num_self_attention_heads",
@@ -42,7 +45,7 @@ class Compressor:
     """
 
     def __init__(
-        self, perceiver: PerceiverCompressor, tokenizer: Tokenizer, key_function: KeyFunction
+        self, perceiver: PerceiverCompressor, tokenizer: Tokenizer, key_function: AnyKeyFunction
     ) -> None:
         """The tokenizer must fit the Perceiver's vocabulary; raises ConfigError otherwise."""
         size, room = tokenizer.get_vocab_size(), perceiver.config.vocab_size
@@ -88,10 +91,29 @@ class Compressor:
 
     # -- keys and values ----------------------------------------------------------------------
 
-    def keys(self, features: Tensor | None, instructions: Sequence[str] | None = None) -> Tensor:
-        """Keys or queries (B, d_k) from features (B, n, D) and instructions; fp32, unit length."""
+    def keys(
+        self,
+        features: Tensor | None,
+        instructions: Sequence[str] | None = None,
+        image_hashes: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Queries (B, d_k) from features (B, n, D) and instructions; fp32, unit length.
+
+        image_hashes: give them for training samples, so that a key function that was fitted on
+        them leaves each sample's own fold out (see `tinyalign.memory.aligned`).
+        """
         ids = None if instructions is None else self.query_ids(instructions)
-        return self.key_function.keys(features, ids)
+        if image_hashes is None or not isinstance(self.key_function, AlignedKeyFunction):
+            return self.key_function.keys(features, ids)
+        folds = [fold_of(name, self.key_function.n_folds) for name in image_hashes]
+        return self.key_function.keys(features, ids, folds=folds)
+
+    def entry_keys(
+        self, features: Tensor | None, instructions: Sequence[str], texts: Sequence[str]
+    ) -> Tensor:
+        """Keys (B, d_k) of entries from features (B, n, D), instructions and whole texts."""
+        ids, text_ids = self.query_ids(instructions), self.query_ids(texts)
+        return self.key_function.entry_keys(features, ids, text_ids)
 
     @torch.no_grad()
     def values(
@@ -153,4 +175,17 @@ class Compressor:
             perceiver = PerceiverCompressor.from_pretrained(folder)
         except Exception as error:
             raise BankError(f"{folder}: its Perceiver cannot be loaded ({error})") from error
-        return cls(perceiver, tokenizer, KeyFunction.load(folder))
+        return cls(perceiver, tokenizer, load_key_function(folder))
+
+
+def load_key_function(folder: str | Path) -> AnyKeyFunction:
+    """The key function saved in a folder, of whichever kind key.json names.
+
+    BankError names the file that is missing or damaged.
+    """
+    try:
+        kind = json.loads((Path(folder) / "key.json").read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        path = Path(folder) / "key.json"
+        raise BankError(f"{path}: not a readable key function ({error})") from error
+    return AlignedKeyFunction.load(folder) if kind == "aligned" else KeyFunction.load(folder)

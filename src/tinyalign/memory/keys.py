@@ -123,6 +123,12 @@ class KeyFunction:
         make = self._attention if self.kind == "attention" else self._pooled
         return make(features, ids, mask)
 
+    def entry_keys(
+        self, vision_features: Tensor | None, query_ids: Tensor, text_ids: Tensor
+    ) -> Tensor:
+        """Keys of entries: the same as a query's. The whole text (`text_ids`) plays no part."""
+        return self.keys(vision_features, query_ids)
+
     def _checked(
         self, features: Tensor | None, ids: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

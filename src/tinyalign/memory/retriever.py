@@ -12,9 +12,8 @@ from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import AnyKeyFunction, Compressor
 from tinyalign.memory.entries import Entry
-from tinyalign.memory.keys import KeyFunction
 from tinyalign.memory.search import exact_topk
 from tinyalign.model.protocols import MemoryBatch
 
@@ -93,7 +92,7 @@ class Retriever:
         return cls(bank, compressor, k, slots=slots, device=device)
 
     @property
-    def key_function(self) -> KeyFunction:
+    def key_function(self) -> AnyKeyFunction:
         """What makes queries: the function that made the bank's keys."""
         return self.compressor.key_function
 

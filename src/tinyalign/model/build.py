@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
-from transformers import AutoModel, GenerationConfig, PreTrainedModel
+from transformers import AutoModel, GenerationConfig
 
 from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN, choose_template, end_token_id
 from tinyalign.errors import ModelError
@@ -90,7 +89,7 @@ def build_model(
     return model, processor
 
 
-def _add_placeholders(llm: PreTrainedModel, tokenizer: Any) -> tuple[int, int]:
+def _add_placeholders(llm: Any, tokenizer: Any) -> tuple[int, int]:
     """Give the tokenizer `<image>` and `<memory>`; new embedding rows are zero."""
     known = tokenizer.get_added_vocab()
     new = [token for token in (IMAGE_TOKEN, MEMORY_TOKEN) if token not in known]
@@ -112,7 +111,7 @@ def _add_placeholders(llm: PreTrainedModel, tokenizer: Any) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _token_rms(llm: PreTrainedModel) -> float:
+def _token_rms(llm: Any) -> float:
     table = llm.get_input_embeddings()
     ids = torch.arange(0, table.weight.shape[0], max(1, table.weight.shape[0] // 4096))
     return rms(table(ids.to(table.weight.device)))
@@ -124,12 +123,11 @@ def _example_image() -> Image.Image:
     return Image.merge("RGB", (line, disc, line.transpose(Image.Transpose.ROTATE_90)))
 
 
-def _assemble(
-    config: TinyAlignConfig, tower: nn.Module, llm: PreTrainedModel
-) -> TinyAlignForConditionalGeneration:
+def _assemble(config: TinyAlignConfig, tower: Any, llm: Any) -> TinyAlignForConditionalGeneration:
     """The model around modules that are already loaded: nothing large is drawn or copied."""
     base = getattr(llm, llm.base_model_prefix)
-    expected = AutoModel._model_mapping[type(config.text_config)]
+    text: Any = type(config.text_config)
+    expected: Any = AutoModel._model_mapping[text]
     if type(base) is not expected:
         raise ModelError(
             f"{type(llm).__name__} is built on {type(base).__name__}, but AutoModel gives "
@@ -152,9 +150,7 @@ def _assemble(
 
 
 @torch.no_grad()
-def _check_head(
-    model: TinyAlignForConditionalGeneration, llm: PreTrainedModel, tokenizer: Any
-) -> None:
+def _check_head(model: TinyAlignForConditionalGeneration, llm: Any, tokenizer: Any) -> None:
     """Some LLMs change hidden states or logits on the way out; ours must give the same."""
     ids = tokenizer("A dog.", return_tensors="pt")["input_ids"].to(model.device)
     if not torch.equal(model(input_ids=ids).logits, llm(input_ids=ids).logits):
@@ -165,7 +161,7 @@ def _check_head(
 
 
 def _generation_config(
-    llm: PreTrainedModel, tokenizer: Any, chat_template: str, config: TinyAlignConfig
+    llm: Any, tokenizer: Any, chat_template: str, config: TinyAlignConfig
 ) -> GenerationConfig:
     """The LLM's own, which also stops at the template's turn end and never says a placeholder."""
     generation = copy.deepcopy(llm.generation_config) or GenerationConfig()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -36,8 +36,8 @@ class TinyAlignConfig(PreTrainedConfig):
     """
 
     model_type = "tinyalign"
-    attribute_map = {"image_token_index": "image_token_id"}
-    sub_configs_defaults = {
+    attribute_map: ClassVar = {"image_token_index": "image_token_id"}
+    sub_configs_defaults: ClassVar = {
         "vision_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model"),
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
         "perceiver_config": SubConfigSpec(PerceiverCompressorConfig),

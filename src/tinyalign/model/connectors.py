@@ -128,7 +128,8 @@ class Resampler(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.attention = nn.MultiheadAttention(hidden, num_heads, batch_first=True)
         self.mlp_norm = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU())
+        self.mlp_in = nn.Linear(hidden, 4 * hidden)
+        self.activation = nn.GELU()
         self.mlp_out = nn.Linear(4 * hidden, hidden)
         self.closing_norm = nn.LayerNorm(hidden)
         self.output = nn.Linear(hidden, text_width)
@@ -137,7 +138,7 @@ class Resampler(nn.Module):
         init.normal_(self.queries, mean=0.0, std=1.0)
         init.xavier_uniform_(self.attention.in_proj_weight)
         init.zeros_(self.attention.in_proj_bias)
-        for layer in (self.input, self.attention.out_proj, self.mlp[0], self.mlp_out):
+        for layer in (self.input, self.attention.out_proj, self.mlp_in, self.mlp_out):
             draw_linear(layer)
         for norm in (self.norm, self.mlp_norm, self.closing_norm):
             init.ones_(norm.weight)
@@ -153,7 +154,7 @@ class Resampler(nn.Module):
         queries = self.queries.expand(features.shape[0], -1, -1)
         found, _ = self.attention(queries, keys, keys, need_weights=False)
         hidden = queries + found
-        hidden = hidden + self.mlp_out(self.mlp(self.mlp_norm(hidden)))
+        hidden = hidden + self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(hidden))))
         return self.output(self.closing_norm(hidden))
 
 

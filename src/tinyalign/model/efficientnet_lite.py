@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -21,7 +22,7 @@ IMAGE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 
 
 
 class EfficientNetLiteConfig(PreTrainedConfig):
-    """`variant` "lite0" ... "lite4"; the last feature map is pooled to `pool_grid` x `pool_grid`."""
+    """`variant` "lite0" to "lite4"; the last map is pooled to `pool_grid` x `pool_grid` tokens."""
 
     model_type = "efficientnet_lite"
 
@@ -49,11 +50,11 @@ class EfficientNetLiteModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
-        self.backbone = _network(config.variant)
+        self.backbone: Any = _network(config.variant)
         self.post_init()
 
     def train(self, mode: bool = True) -> EfficientNetLiteModel:
@@ -96,16 +97,16 @@ class EfficientNetLiteModel(PreTrainedModel):
                 f"The weights in {path} do not fit EfficientNet {variant}: missing "
                 f"{missing[:3]}, unexpected {surplus[:3]}. Reinstall the package."
             )
-        return model.to(dtype or torch.float32).eval()
+        model.to(dtype=dtype or torch.float32)  # type: ignore[call-arg]
+        return model.eval()
 
 
 def image_processor(config: EfficientNetLiteConfig) -> Any:
     """Bicubic resize to a square, then (x - 127) / 128 on 0..255 pixels; always through PIL."""
-    try:
-        from transformers import SiglipImageProcessorPil as Processor
-    except ImportError:  # older releases have one class for both
-        from transformers import SiglipImageProcessor as Processor
-    return Processor(
+    # Older releases have one class for all backends.
+    name = "SiglipImageProcessorPil"
+    make = getattr(transformers, name, None) or transformers.SiglipImageProcessor
+    return make(
         size={"height": config.image_size, "width": config.image_size},
         resample=3,  # PIL's BICUBIC
         do_convert_rgb=True,

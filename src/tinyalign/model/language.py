@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyalign.errors import ModelError
 from tinyalign.model.packaged import packaged_file
@@ -19,7 +19,7 @@ def load_language(
     spec: str | Path,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[Any, Any]:
     """(model with head, tokenizer) of `spec`, in evaluation mode.
 
     spec: hub id, folder, path to a `.gguf` file (unpacked to dense weights), or "smollm2-135m".
@@ -43,9 +43,7 @@ def load_language(
     return model.eval(), tokenizer
 
 
-def _load_gguf(
-    path: Path, dtype: torch.dtype, options: dict[str, Any]
-) -> tuple[PreTrainedModel, Any]:
+def _load_gguf(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any]:
     if not path.is_file():
         raise ModelError(f"No GGUF file at {path}; check the path.")
     if _gguf_missing():
@@ -73,7 +71,7 @@ def _dense_gguf() -> Any:
     return GgufConfig(dequantize=True)
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
+def _forget_quantization(model: Any) -> None:
     # The weights are dense now; the marks of their origin would make save_pretrained refuse.
     for holder in (model.config, model):
         for mark in ("quantization_config", "is_quantized", "quantization_method", "hf_quantizer"):

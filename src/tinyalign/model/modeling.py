@@ -1,7 +1,7 @@
 """TinyAlign as a transformers model: [H_V | H_R | H_I] -> LLM -> loss on supervised tokens.
 
-`forward` never retrieves. It takes `memory_values` as a tensor; `generate` fetches them once from
-an attached `retriever` (see `model.protocols`).
+`forward` never retrieves: it takes `memory_values` as a tensor. `generate` fetches them once from
+an attached `retriever` (see `model.generation`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -23,8 +23,8 @@ from transformers.utils.generic import can_return_tuple
 from tinyalign.errors import ModelError
 from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors import build_connector
+from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.memory_connector import MemoryConnector
-from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
 from tinyalign.model.vision import tower_features
 
 
@@ -50,11 +50,11 @@ class TinyAlignPreTrainedModel(PreTrainedModel):
     config: TinyAlignConfig
     config_class = TinyAlignConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     # Connectors are small and trained: full precision whatever dtype the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["multi_modal_projector", "memory_connector"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict: Any = ["multi_modal_projector", "memory_connector"]  # noqa: RUF012
+    _skip_keys_device_placement: Any = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -113,15 +113,16 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
 
         Pass pixel_values (images, 3, H, W), or vision_features (images, n, D) from a cache.
         """
-        if (pixel_values is None) == (vision_features is None):
-            raise ModelError("Pass exactly one of pixel_values and vision_features.")
         if vision_features is None:
+            if pixel_values is None:
+                raise ModelError("Pass pixel_values or vision_features.")
             vision_features = self.get_vision_features(pixel_values)
+        elif pixel_values is not None:
+            raise ModelError("Pass either pixel_values or vision_features, not both.")
         weight = self.multi_modal_projector.output.weight
         tokens = self.multi_modal_projector(vision_features.to(weight.device, weight.dtype))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=vision_features, pooler_output=list(tokens)
-        )
+        images: Any = list(tokens)  # transformers 5 wants one tensor an image
+        return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=images)
 
     def get_placeholder_mask(
         self,
@@ -138,8 +139,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
             raise ModelError(
                 "Images and memories are placed by their placeholder ids: pass input_ids."
             )
-        image_mask = input_ids == self.config.image_token_id
-        memory_mask = input_ids == self.config.memory_token_id
+        image_mask: Tensor = input_ids.eq(self.config.image_token_id)
+        memory_mask: Tensor = input_ids.eq(self.config.memory_token_id)
         if image_features is not None:
             found, expected = int(image_mask.sum()), image_features.shape[:2].numel()
             if found != expected:
@@ -149,7 +150,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
                     "the processor that was saved with this model, and do not cut its output."
                 )
         if memory_features is not None:
-            rows, expected = memory_mask.sum(dim=1), memory_features.shape[1]
+            rows = memory_mask.sum(dim=1)
+            expected = memory_features.shape[1]
             if memory_features.shape[0] != len(rows) or bool((rows != expected).any()):
                 raise ModelError(
                     f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} rows for "
@@ -167,23 +169,22 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         scores: Tensor | None,
     ) -> Tensor | None:
         """H_R (B, n, d), or None when retrieval is off for this batch."""
-        placeholders = input_ids is not None and bool(
-            (input_ids == self.config.memory_token_id).any()
-        )
+        count = 0
+        if input_ids is not None:
+            count = int(input_ids.eq(self.config.memory_token_id).sum())
         if self.memory_connector is None:
-            if values is not None or placeholders:
+            if values is not None or count:
                 raise ModelError(
                     "Memories or memory placeholders were passed to a model without memory "
                     "(memory_k is 0); use processor.memory_enabled = False."
                 )
             return None
         if self.memory_connector.table is not None:
-            if not placeholders:
+            if input_ids is None or not count:
                 return None
-            return self.memory_connector(None, batch_size=input_ids.shape[0])  # type: ignore[union-attr]
+            return self.memory_connector(None, batch_size=input_ids.shape[0])
         if values is None:
-            if placeholders:
-                count = int((input_ids == self.config.memory_token_id).sum())
+            if count:
                 raise ModelError(
                     f"Found {count} memory placeholders but no memory_values. Attach a bank, or "
                     "set processor.memory_enabled = False to run without memory."
@@ -204,7 +205,7 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         memory_values: Tensor | None = None,
         memory_mask: Tensor | None = None,
         memory_scores: Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> TinyAlignModelOutput:
         """Hidden states (B, L, d). See `TinyAlignForConditionalGeneration.forward`."""
@@ -240,13 +241,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         )
 
 
-class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, GenerationMixin):
-    """TinyAlign with the LLM's head: loss, logits and generation.
-
-    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` found.
-    """
-
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerationMixin):
+    """TinyAlign with the LLM's head: loss, logits and generation."""
 
     def __init__(self, config: TinyAlignConfig) -> None:
         super().__init__(config)
@@ -254,8 +250,6 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, GenerationMixi
         text: Any = config.text_config
         self.lm_head = nn.Linear(config.text_width, text.vocab_size, bias=config.lm_head_bias)
         self._tied_weights_keys = self._find_tied_weights()
-        self.retriever: MemoryRetriever | None = None
-        self.last_retrieval: MemoryBatch | None = None
         self.post_init()
 
     def _find_tied_weights(self) -> dict[str, str]:
@@ -304,7 +298,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, GenerationMixi
         memory_values: Tensor | None = None,
         memory_mask: Tensor | None = None,
         memory_scores: Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         supervised_only: bool = False,
@@ -366,78 +360,6 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, GenerationMixi
         logits = self.lm_head(hidden)
         cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
-
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with memory: vision features are computed once and shared.
-
-        With a `retriever` attached, memory placeholders in the ids and no memory_values given,
-        the memories of each row's last image are fetched first. memory_query_ids (B, L) long is
-        the instruction in the compressor's vocabulary; memory_exclude goes to the retriever.
-        """
-        query_ids = kwargs.pop("memory_query_ids", None)
-        exclude = kwargs.pop("memory_exclude", None)
-        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if self._wants_memories(input_ids, kwargs):
-            features = kwargs.pop("vision_features", None)
-            pixels = kwargs.pop("pixel_values", None)
-            if features is None and pixels is not None:
-                features = self.get_vision_features(pixels)
-            found = self._retrieve(input_ids, features, query_ids, exclude)  # type: ignore[arg-type]
-            self.last_retrieval = found
-            kwargs["vision_features"] = features
-            kwargs.update(
-                memory_values=found.values, memory_mask=found.mask, memory_scores=found.scores
-            )
-        features = kwargs.pop("vision_features", None)
-        if features is not None:
-            image = self.model.get_image_features(vision_features=features, return_dict=True)
-            kwargs["mm_encoder_outputs"] = {"image": image}
-        return super().generate(inputs, *args, **kwargs)
-
-    def _wants_memories(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
-        cache = kwargs.get("past_key_values")
-        return (
-            self.retriever is not None
-            and self.model.memory_connector is not None
-            and self.model.memory_connector.table is None
-            and kwargs.get("memory_values") is None
-            and input_ids is not None
-            and (cache is None or cache.get_seq_length() == 0)
-            and bool((input_ids == self.config.memory_token_id).any())
-        )
-
-    def _retrieve(
-        self, input_ids: Tensor, features: Tensor | None, query_ids: Tensor | None, exclude: Any
-    ) -> MemoryBatch:
-        """Memories by each row's last image; the image must be there, as it makes the query."""
-        assert self.retriever is not None
-        tokens = (input_ids == self.config.image_token_id).sum(dim=1)
-        images = tokens // self.config.image_seq_length  # (B,) images in each row
-        if features is None or bool((images == 0).any()):
-            raise ModelError(
-                "Memories are looked up by image, but a row with memory placeholders has no "
-                "image. Pass pixel_values or vision_features, or memory_values yourself."
-            )
-        last = images.cumsum(0) - 1
-        if int(last[-1]) + 1 != features.shape[0]:
-            raise ModelError(
-                f"The ids hold placeholders for {int(last[-1]) + 1} images, but "
-                f"{features.shape[0]} were passed."
-            )
-        return self.retriever.retrieve(features[last.to(features.device)], query_ids, exclude)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Memories enter with the prompt; later steps read them from the cache."""
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("memory_values", "memory_mask", "memory_scores"):
-                prepared.pop(name, None)
-        return prepared
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class PerceiverCompressor(PreTrainedModel):
     config_class = PerceiverCompressorConfig
     base_model_prefix = "perceiver"
     main_input_name = "text_ids"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
 
     def __init__(self, config: PerceiverCompressorConfig) -> None:
         super().__init__(config)

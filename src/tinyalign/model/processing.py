@@ -92,7 +92,7 @@ class TinyAlignProcessor(ProcessorMixin):
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         chats = [[*chat] for chat in (conversation if batched else [conversation])]
         safe = [[self._neutral(message) for message in chat] for chat in chats]
-        out = super().apply_chat_template(safe if batched else safe[0], *args, **kwargs)
+        out: Any = super().apply_chat_template(safe if batched else safe[0], *args, **kwargs)
         wanted = kwargs.get("tokenize") and kwargs.get("return_dict")
         if wanted and self.memory_enabled and self.query_tokenizer is not None:
             out["memory_query_ids"] = self.query_tokenizer([instruction(chat) for chat in chats])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def register() -> None:
     """Register all configs, models and the processor. Calling it again changes nothing."""
@@ -13,7 +15,7 @@ def register() -> None:
     from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
     from tinyalign.model.processing import TinyAlignProcessor
 
-    models = {
+    models: dict[Any, Any] = {
         TinyAlignConfig: TinyAlignModel,
         PerceiverCompressorConfig: PerceiverCompressor,
         EfficientNetLiteConfig: EfficientNetLiteModel,

@@ -39,7 +39,7 @@ _PIXEL_SETTINGS = (
 )
 
 
-def load_vision(spec: str | Path, dtype: torch.dtype | None = None) -> tuple[nn.Module, Any]:
+def load_vision(spec: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """The tower and image processor of a hub id, a folder, or a packaged "efficientnet-lite2".
 
     Of a two-tower checkpoint (CLIP, SigLIP) only the vision half is loaded. The tower comes in
@@ -54,7 +54,7 @@ def load_vision(spec: str | Path, dtype: torch.dtype | None = None) -> tuple[nn.
     config = AutoConfig.from_pretrained(name)
     config = getattr(config, "vision_config", None) or config
     try:
-        cls = AutoModel._model_mapping[type(config)]
+        cls: Any = AutoModel._model_mapping[type(config)]
     except KeyError:
         raise ModelError(
             f"{name} is a {config.model_type!r} model, which AutoModel cannot load as a vision "
@@ -66,7 +66,7 @@ def load_vision(spec: str | Path, dtype: torch.dtype | None = None) -> tuple[nn.
 
 
 def tower_features(
-    tower: nn.Module, pixel_values: Tensor, layer: Layer = -1, select: Select = "patch"
+    tower: Any, pixel_values: Tensor, layer: Layer = -1, select: Select = "patch"
 ) -> Tensor:
     """Tokens (B, n, D) of `pixel_values` (B, 3, H, W), in the tower's dtype.
 
@@ -161,7 +161,7 @@ class VisionEncoder:
     """A frozen tower with its image processor: PIL images in, features (B, n, D) float32 out."""
 
     def __init__(
-        self, tower: nn.Module, processor: Any, layer: Layer = -1, select: Select = "patch"
+        self, tower: Any, processor: Any, layer: Layer = -1, select: Select = "patch"
     ) -> None:
         self.tower = tower
         self.processor = processor

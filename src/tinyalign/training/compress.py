@@ -73,7 +73,8 @@ def train_compressor(
     texts = [samples[i].text for i in usable]
     tokenizer = train_tokenizer(texts, args.vocab_size)
     standard = _measure(features, usable)
-    perceiver = start_perceiver(features, tokenizer, standard, args).to(device)
+    perceiver = start_perceiver(features, tokenizer, standard, args)
+    perceiver.to(torch.device(device))  # type: ignore[arg-type]
     key_function = fit_key_function(samples, features, usable, tokenizer, key, alpha)
     compressor = Compressor(perceiver, tokenizer, key_function)
     trainer = _Training(compressor, samples, features, standard, args, torch.device(device))
@@ -119,12 +120,15 @@ def split_by_image(
 def _measure(features: CachedFeatures, usable: Sequence[int], limit: int = 2000) -> Standard:
     rows = list(dict.fromkeys(features.rows[i][0] for i in usable))
     rows = rows[:: max(1, len(rows) // limit)]
-    pooled, total, square, count = [], 0.0, 0.0, 0
+    width, count = features.cache.row_shape[1], 0
+    pooled: list[Tensor] = []
+    total, square = torch.zeros(width).double(), torch.zeros(width).double()
     for start in range(0, len(rows), 64):
         block = features.of_rows(rows[start : start + 64])  # (b, n, D)
         pooled.append(block.mean(dim=1))
         normed = nn.functional.layer_norm(block, block.shape[-1:]).flatten(0, 1).double()
-        total, square = total + normed.sum(0), square + normed.square().sum(0)
+        total += normed.sum(dim=0)
+        square += normed.square().sum(dim=0)
         count += len(normed)
     means = torch.cat(pooled)
     mean = total / count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,10 @@ def text_targets(ids: Tensor, n_latents: int) -> TextTargets:
     answers for the tokens of its span, each with an equal share.
     """
     lengths = (ids != PAD_ID).sum(dim=1).tolist()
-    sample, latent, position, share = [], [], [], []
+    sample: list[int] = []
+    latent: list[int] = []
+    position: list[int] = []
+    share: list[float] = []
     for b, length in enumerate(lengths):
         owner, part = _owners(length, n_latents)
         sample += [b] * length
@@ -110,5 +112,3 @@ class TextScore:
     def long_text_recall(self) -> float | None:
         """Share of tokens recalled, order inside a span aside, of texts that do not fit."""
         return self.recalled / self.spanned if self.spanned else None
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class TrainingDataset(Dataset):
         encoded = encode(
             sample,
             self.processor.tokenizer,
-            self.processor.chat_template,
+            cast(str, self.processor.chat_template),
             n_image_tokens=self.processor.image_seq_length,
             n_memory_tokens=self.n_memory_tokens,
             max_length=self.max_length,

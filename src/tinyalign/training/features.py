@@ -148,9 +148,7 @@ class FeatureCache:
             self._append(count, block[fresh] if fresh else block[:0])
             for offset, i in enumerate(fresh):
                 taken[hashes[new[i]]] = count + offset
-                index.execute(
-                    "INSERT INTO images VALUES (?, ?)", (count + offset, hashes[new[i]])
-                )
+                index.execute("INSERT INTO images VALUES (?, ?)", (count + offset, hashes[new[i]]))
             index.executemany(
                 "INSERT OR IGNORE INTO refs VALUES (?, ?)",
                 [(ref, taken[h]) for ref, h in zip(refs, hashes)],
@@ -167,7 +165,8 @@ class FeatureCache:
 
     def _known(self, refs: Iterator[str] | dict[str, tuple[int, int]]) -> dict[str, int]:
         with self._index() as index:
-            return dict(_select(index, "SELECT ref, row FROM refs", "ref", list(dict.fromkeys(refs))))
+            wanted = list(dict.fromkeys(refs))
+            return dict(_select(index, "SELECT ref, row FROM refs", "ref", wanted))
 
     def hashes(self, rows: Sequence[int]) -> list[str]:
         """Hash of the decoded image of each row; "" for row -1."""

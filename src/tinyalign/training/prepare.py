@@ -19,7 +19,6 @@ from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import build_bank, dataset_hash
 from tinyalign.memory.compressor import Compressor
-from tinyalign.memory.files import write_atomically
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.training.compress import REPORT, train_compressor
@@ -164,9 +163,3 @@ def query_keys(
         texts = [instructions[i] for i in rows]
         queries[rows] = compressor.keys(features.batch(rows), texts).cpu()
     return queries
-
-
-def write_sources(folder: Path, bank: MemoryBank) -> None:
-    """Note beside a run which bank its memories came from."""
-    text = f"{bank.folder.resolve()}\n"
-    write_atomically(folder / "bank.txt", text.encode())

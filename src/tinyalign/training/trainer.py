@@ -71,7 +71,7 @@ class TinyAlignTrainer(Trainer):
     # -- data ---------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SeededOrder(len(dataset), self.args.seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
@@ -80,7 +80,7 @@ class TinyAlignTrainer(Trainer):
         samples = sum(len(batch["input_ids"]) for batch in batches)
         tokens = 0 if items is None else int(items)
         self.metrics_log.count(samples * self.accelerator.num_processes, tokens)
-        return batches, None if items is None else items.clamp(min=1)
+        return batches, None if items is None else torch.as_tensor(items).clamp(min=1)
 
     # -- loss ---------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class TinyAlignTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part: connectors, LLM, vision tower."""
         if self.optimizer is None:
-            chosen = model if model is not None else self.model
+            chosen: Any = model if model is not None else self.model
             groups = self.parameter_groups(chosen)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
             self.optimizer = cls(groups, **options)
@@ -158,7 +158,7 @@ class TinyAlignTrainer(Trainer):
         eval-STEP.jsonl has {"id", "loss_sum", "tokens"} for every sample, so that two runs can
         be compared pair by pair.
         """
-        dataset: TrainingDataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.monotonic()
         rows = self.sample_losses(dataset)
         tokens = sum(row["tokens"] for row in rows)

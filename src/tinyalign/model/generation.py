@@ -1,0 +1,98 @@
+"""generate() with a memory: look at the image once, look up memories once, then as ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from tinyalign.errors import ModelError
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+
+
+class MemoryGenerationMixin(GenerationMixin):
+    """What a TinyAlign model does beyond transformers' generation.
+
+    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` found.
+    """
+
+    config: Any
+    model: Any
+    retriever: MemoryRetriever | None = None
+    last_retrieval: MemoryBatch | None = None
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with memory: vision features are computed once and shared.
+
+        With a `retriever` attached, memory placeholders in the ids and no memory_values given,
+        the memories of each row's last image are fetched first. memory_query_ids (B, L) long is
+        the instruction in the compressor's vocabulary; memory_exclude goes to the retriever.
+        """
+        query_ids = kwargs.pop("memory_query_ids", None)
+        exclude = kwargs.pop("memory_exclude", None)
+        input_ids: Any = inputs if inputs is not None else kwargs.get("input_ids")
+        if self._wants_memories(input_ids, kwargs):
+            features = kwargs.pop("vision_features", None)
+            pixels = kwargs.pop("pixel_values", None)
+            if features is None and pixels is not None:
+                features = self.model.get_vision_features(pixels)
+            found = self._retrieve(input_ids, features, query_ids, exclude)
+            self.last_retrieval = found
+            kwargs["vision_features"] = features
+            kwargs.update(
+                memory_values=found.values, memory_mask=found.mask, memory_scores=found.scores
+            )
+        features = kwargs.pop("vision_features", None)
+        if features is not None:
+            image = self.model.get_image_features(vision_features=features, return_dict=True)
+            kwargs["mm_encoder_outputs"] = {"image": image}
+        plain: Any = super()
+        return plain.generate(inputs, *args, **kwargs)
+
+    def _wants_memories(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
+        cache = kwargs.get("past_key_values")
+        return (
+            self.retriever is not None
+            and self.model.memory_connector is not None
+            and self.model.memory_connector.table is None
+            and kwargs.get("memory_values") is None
+            and input_ids is not None
+            and (cache is None or cache.get_seq_length() == 0)
+            and bool((input_ids == self.config.memory_token_id).any())
+        )
+
+    def _retrieve(
+        self, input_ids: Tensor, features: Tensor | None, query_ids: Tensor | None, exclude: Any
+    ) -> MemoryBatch:
+        """Memories by each row's last image; the image must be there, as it makes the query."""
+        assert self.retriever is not None
+        tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+        images = tokens // self.config.image_seq_length  # (B,) images in each row
+        if features is None or bool((images == 0).any()):
+            raise ModelError(
+                "Memories are looked up by image, but a row with memory placeholders has no "
+                "image. Pass pixel_values or vision_features, or memory_values yourself."
+            )
+        last = images.cumsum(0) - 1
+        if int(last[-1]) + 1 != features.shape[0]:
+            raise ModelError(
+                f"The ids hold placeholders for {int(last[-1]) + 1} images, but "
+                f"{features.shape[0]} were passed."
+            )
+        return self.retriever.retrieve(features[last.to(features.device)], query_ids, exclude)
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Memories enter with the prompt; later steps read them from the cache."""
+        plain: Any = super()
+        prepared = plain.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("memory_values", "memory_mask", "memory_scores"):
+                prepared.pop(name, None)
+        return prepared

@@ -1,0 +1,59 @@
+"""A stage's settings in the Trainer's terms."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from tinyalign.training.recipe import Recipe
+from tinyalign.training.stage_args import StageArgs
+
+
+def planned_steps(args: StageArgs, n_samples: int, world_size: int = 1) -> int:
+    """Optimiser steps of a stage over `n_samples` samples, as the Trainer counts them."""
+    micro, accumulation = args.accumulation(world_size)
+    if args.max_steps is not None:
+        return args.max_steps
+    batches = math.ceil(math.ceil(n_samples / world_size) / micro)
+    return math.ceil(args.epochs * max(1, math.ceil(batches / accumulation)))
+
+
+def training_arguments(
+    recipe: Recipe, args: StageArgs, folder: Path, device: torch.device
+) -> TrainingArguments:
+    """The stage in the Trainer's terms."""
+    micro, accumulation = args.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    trains_large = "full" in (args.language, args.vision)
+    schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
+    return TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=args.eval_batch_size or micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=args.epochs,
+        max_steps=args.max_steps or -1,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=args.warmup,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        bf16=trains_large and recipe.model.dtype == "bfloat16",
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=args.gradient_checkpointing,
+        save_strategy="no" if args.checkpoint_steps is None else "steps",
+        save_steps=args.checkpoint_steps or 1,
+        save_total_limit=args.keep_checkpoints,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )

@@ -1,0 +1,78 @@
+"""Training a recipe: one stage or both, from raw pairs to a model folder. `train` is the door."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tinyalign.errors import ConfigError
+from tinyalign.log import logger
+from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe_files import save_recipe
+from tinyalign.training.run_folder import RunFolder, Stage, StageResult, run_log
+from tinyalign.training.workshop import MEMORY_NOTE, Workshop
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    model: Path
+    """Loads with `from_pretrained`."""
+    bank: Path | None
+    """The bank it was trained with; None without one."""
+    stages: tuple[StageResult, ...]
+
+
+def train(
+    recipe: Recipe, stage: Literal["both", "pretrain", "finetune"] = "both", resume: bool = True
+) -> RunResult:
+    """Train a recipe's stages and write its run folder.
+
+    The folder gets config.yaml (everything, resolved), metrics.jsonl, eval-STEP.jsonl, model/,
+    tensorboard/ and log.txt; see `RunFolder` for where stages lie. A run that was interrupted
+    goes on where its last checkpoint stands, and comes to the same weights; a finished stage is
+    not run again. resume=False starts over.
+
+    "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
+    without data or without a model to start from, and for an output that holds another run.
+    """
+    folder = RunFolder(recipe)
+    stages = _stages(recipe, stage)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for name in stages:
+        folder.open_stage(name, resume)
+    with run_log(folder.path / "log.txt"):
+        save_recipe(recipe, folder.path / "config.yaml")
+        results: list[StageResult] = []
+        for name in stages:
+            done = folder.finished(name)
+            if done is not None:
+                logger.info("%s: finished already, %d steps", name, done.steps)
+            else:
+                done = Workshop(recipe, folder, name).run()
+            folder.gather(name)
+            results.append(done)
+        logger.info("model: %s", folder.model)
+    bank = _noted_bank(folder)
+    return RunResult(folder.path, folder.model, bank, tuple(results))
+
+
+def _stages(recipe: Recipe, stage: str) -> list[Stage]:
+    if stage not in ("both", "pretrain", "finetune"):
+        raise ConfigError(f"stage must be both, pretrain or finetune, found {stage!r}")
+    if stage == "finetune" and recipe.data.finetune is None:
+        raise ConfigError("stage finetune needs data.finetune, the conversations to learn from")
+    if stage == "both":
+        return ["pretrain"] if recipe.data.finetune is None else ["pretrain", "finetune"]
+    return ["pretrain"] if stage == "pretrain" else ["finetune"]
+
+
+def _noted_bank(folder: RunFolder) -> Path | None:
+    note = folder.path / MEMORY_NOTE
+    if not note.is_file():
+        return None
+    return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])

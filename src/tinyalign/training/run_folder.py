@@ -1,0 +1,200 @@
+"""A run folder: where things lie, what may be resumed, and what was finished."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinyalign.errors import ConfigError
+from tinyalign.hashing import hash_json
+from tinyalign.log import logger
+from tinyalign.training.metrics_log import read_metrics
+from tinyalign.training.recipe import Recipe
+
+Stage = Literal["pretrain", "finetune"]
+FINISHED = "finished.json"
+CHECKPOINTS = "checkpoints"
+# What may differ between a run and its resumption without a change to its result.
+FREE = ("output", "device")
+FREE_DATA = ("workers", "cache_folder")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage."""
+
+    stage: Stage
+    steps: int
+    samples: int
+    supervised_tokens: int
+    seconds: float
+    """Training time, evaluations included; caches and banks not."""
+    trained_parameters: int
+    eval_loss: float | None
+    """Of the last evaluation, nats a supervised token."""
+    fingerprint: str
+    """Hash of the settings that decided it."""
+
+
+class RunFolder:
+    """Layout: a recipe with two stages keeps each in a folder of its own, pretrain/ and
+    finetune/; a recipe with one keeps it at the top. config.yaml, log.txt, metrics.jsonl and
+    model/ (of the last stage run) are at the top in any case.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.path = Path(recipe.output)
+        self.two_stages = recipe.data.finetune is not None
+
+    @property
+    def model(self) -> Path:
+        """The model of the last stage run."""
+        return self.path / "model"
+
+    def stage(self, stage: Stage) -> Path:
+        """The folder of a stage."""
+        return self.path / stage if self.two_stages else self.path
+
+    def stage_model(self, stage: Stage) -> Path:
+        """The model after a stage."""
+        return self.stage(stage) / "model"
+
+    def finished(self, stage: Stage) -> StageResult | None:
+        """What a finished stage recorded; None where it is not finished."""
+        path = self.stage(stage) / FINISHED
+        if not path.is_file() or not (self.stage_model(stage) / "config.json").is_file():
+            return None
+        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
+
+    def finish(self, result: StageResult) -> None:
+        """Record a finished stage; its checkpoints are no longer needed."""
+        folder = self.stage(result.stage)
+        text = json.dumps(asdict(result), indent=2)
+        (folder / FINISHED).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+    def last_checkpoint(self, stage: Stage) -> Path | None:
+        """The newest complete checkpoint of a stage."""
+        found = (self.stage(stage) / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
+        complete = [path.parent for path in found]
+        return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+    def open_stage(self, stage: Stage, resume: bool) -> None:
+        """Make a stage's folder ready: clear it, or check that what is there may be resumed.
+
+        Raises ConfigError, naming the settings that differ, if another recipe ran here.
+        """
+        folder = self.stage(stage)
+        if not resume:
+            self._clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        note = folder / "settings.json"
+        now = deciding(self.recipe, stage)
+        if note.is_file():
+            before = json.loads(note.read_text(encoding="utf-8"))
+            different = differences(before, json.loads(json.dumps(now)))
+            if different:
+                raise ConfigError(
+                    f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
+                    "choose another output, or start over with resume off"
+                )
+        note.write_text(json.dumps(now, indent=2), encoding="utf-8")
+
+    def _clear(self, folder: Path) -> None:
+        for name in (CHECKPOINTS, "model", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for pattern in (FINISHED, "settings.json", "metrics.jsonl", "eval-*.jsonl", "skipped.json"):
+            for path in folder.glob(pattern):
+                path.unlink()
+
+    def gather(self, stage: Stage) -> None:
+        """Bring a two-stage run's metrics and its last model to the top."""
+        if not self.two_stages:
+            return
+        lines: list[dict[str, Any]] = []
+        stages: list[Stage] = ["pretrain", "finetune"]
+        for name in stages[: stages.index(stage) + 1]:
+            before = [line for line in lines if "samples" in line]
+            lines += [
+                _carried_on(line, before[-1] if before else None)
+                for line in read_metrics(self.stage(name) / "metrics.jsonl")
+            ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (self.path / "metrics.jsonl").write_text(text, encoding="utf-8")
+        shutil.rmtree(self.model, ignore_errors=True)
+        shutil.copytree(self.stage_model(stage), self.model, copy_function=_link)
+
+
+def _carried_on(line: dict[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
+    if last is None:
+        return line
+    counters = ("step", "samples", "supervised_tokens", "seconds")
+    return {k: round(v + last[k], 3) if k in counters else v for k, v in line.items()}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """The settings that decide a stage's result."""
+    settings = recipe.as_dict()
+    other = "finetune" if stage == "pretrain" else "pretrain"
+    for name in FREE:
+        settings.pop(name)
+    for name in FREE_DATA:
+        settings["data"].pop(name)
+    if stage == "pretrain":
+        for name in (other, "start_from"):
+            settings.pop(name)
+        settings["data"].pop("finetune")
+        settings["data"].pop("finetune_eval")
+    return settings
+
+
+def fingerprint(recipe: Recipe, stage: Stage) -> str:
+    """Hash of the settings that decide a stage's result."""
+    return hash_json(deciding(recipe, stage))
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Settings in which two runs differ, as "memory.k 5 -> 3"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: list[str] = []
+        for key in sorted(before.keys() | now.keys()):
+            inner = f"{name}.{key}" if name else key
+            found += differences(before.get(key), now.get(key), inner)
+        return found
+    return [] if before == now else [f"{name} {before} -> {now}"]
+
+
+@contextmanager
+def run_log(path: Path) -> Iterator[None]:
+    """Write the package's log to a file as well, for as long as the run lasts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(level)

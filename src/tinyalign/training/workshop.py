@@ -1,0 +1,230 @@
+"""One stage, from recipe to saved model: model, caches, bank, data, trainer, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from tinyalign.data.collator import Collator
+from tinyalign.data.sample import Sample
+from tinyalign.errors import ConfigError
+from tinyalign.log import logger, progress
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.compressor import Compressor
+from tinyalign.model.vision import VisionEncoder
+from tinyalign.training.arguments import planned_steps, training_arguments
+from tinyalign.training.callbacks import EvaluateAt, Tell
+from tinyalign.training.closed_form import closed_form_skip
+from tinyalign.training.dataset import Neighbours, TrainingDataset
+from tinyalign.training.features import FeatureCache, default_cache_folder
+from tinyalign.training.freeze import freeze
+from tinyalign.training.metrics_log import MetricsLog
+from tinyalign.training.parts import (
+    cast_trained,
+    choose_device,
+    compile_layers,
+    find_model,
+    load_model,
+    new_model,
+    save_model,
+    undo_compile,
+)
+from tinyalign.training.prepare import MemoryPreparer
+from tinyalign.training.recipe import DataSource, Recipe
+from tinyalign.training.run_folder import (
+    CHECKPOINTS,
+    RunFolder,
+    Stage,
+    StageResult,
+    fingerprint,
+)
+from tinyalign.training.sources import open_source
+from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.trainer import TinyAlignTrainer
+
+MEMORY_NOTE = "memory.json"
+
+
+class Workshop:
+    """What one stage needs, made in order: model, caches, bank, data, trainer."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, stage: Stage) -> None:
+        self.recipe, self.folder, self.stage = recipe, folder, stage
+        self.args: StageArgs = getattr(recipe, stage)
+        self.device = choose_device(recipe.device)
+        set_seed(recipe.seed)
+        self.model, self.processor = self._model()
+        encoder = VisionEncoder.from_model(self.model, self.processor)
+        cache_folder = Path(recipe.data.cache_folder or default_cache_folder())
+        self.features = FeatureCache(cache_folder, encoder, recipe.data.cache_dtype)
+        self.memory = MemoryPreparer(recipe, self.features, cache_folder)
+        self.bank: MemoryBank | None = None
+        if recipe.memory.reads_bank:
+            self._use_bank(self.memory.bank())
+
+    def _model(self) -> tuple[Any, Any]:
+        if self.stage == "pretrain":
+            return new_model(self.recipe, self.device)
+        start = self.recipe.start_from or self.folder.stage_model("pretrain")
+        try:
+            found = find_model(start)
+        except ConfigError:
+            if self.recipe.start_from is not None:
+                raise
+            raise ConfigError(
+                f"{start}: no model of stage 1 to start stage 2 from; run --stage pretrain first, "
+                "or name a run in start_from"
+            ) from None
+        logger.info("finetune: starts from %s", found)
+        return load_model(found, self.recipe, self.device)
+
+    def _use_bank(self, bank: MemoryBank) -> None:
+        config, memory = self.model.config, self.recipe.memory
+        self.bank = bank
+        shape = (bank.manifest.n_latents, bank.manifest.d_latents)
+        if shape != config.memory_shape:
+            raise ConfigError(
+                f"{bank.folder}: its values are {shape[0]} x {shape[1]}, the model takes "
+                f"{config.memory_shape[0]} x {config.memory_shape[1]}"
+            )
+        note: dict[str, Any] = {
+            "bank": str(bank.folder.resolve()),
+            "bank_hash": bank.hash,
+            "perceiver_hash": bank.manifest.compressor_hash,
+            "entries": len(bank),
+            "k": memory.k,
+            "control": memory.control,
+        }
+        if self.stage == "pretrain":
+            config.perceiver_hash = bank.manifest.compressor_hash
+            if memory.linear_skip and memory.closed_form:
+                note["closed_form_r2"] = self._start_skip(bank)
+        elif config.perceiver_hash != bank.manifest.compressor_hash:
+            raise ConfigError(
+                f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
+                f"was trained with {config.perceiver_hash}; use the bank of stage 1"
+            )
+        text = json.dumps(note, indent=2)
+        (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
+
+    def _start_skip(self, bank: MemoryBank) -> float:
+        compressor = Compressor.load(bank.compressor_folder)
+        embeddings = self.model.get_input_embeddings().weight
+        start = closed_form_skip(bank, compressor, self.processor.tokenizer, embeddings)
+        self.model.model.memory_connector.start_linear_skip(start.weight, start.bias)
+        logger.info("memory connector: starts in closed form, R2 %.3f", start.r2)
+        return round(start.r2, 4)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def dataset(self, source: DataSource, *, held_out: bool = False) -> TrainingDataset:
+        """The items of a source, with features and neighbours as the recipe has them."""
+        recipe = self.recipe
+        samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
+        needs_keys = self.bank is not None
+        features = None
+        if recipe.data.cache == "features" or needs_keys:
+            features = self.features.cover(samples, strict=recipe.data.strict)
+        return TrainingDataset(
+            samples,
+            self.processor,
+            n_memory_tokens=self.model.config.n_memory_tokens,
+            max_length=recipe.data.max_length,
+            features=features if recipe.data.cache == "features" else None,
+            neighbours=self._neighbours(samples, features, held_out),
+            strict=recipe.data.strict,
+        )
+
+    def _neighbours(
+        self, samples: Sequence[Sample], features: Any, held_out: bool
+    ) -> Neighbours | None:
+        if self.bank is None:
+            return None
+        table = self.memory.neighbours(self.bank, samples, features, held_out=held_out)
+        return Neighbours(self.bank, table, self.recipe.memory.k)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def run(self) -> StageResult:
+        """Train the stage, save its model, and record that it is finished."""
+        train_source: DataSource = getattr(self.recipe.data, self.stage)
+        eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
+        dataset = self.dataset(train_source)
+        held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
+        report = freeze(self.model, self.args)
+        folder = self.folder.stage(self.stage)
+        log = MetricsLog(folder / "metrics.jsonl")
+        trainer = self._trainer(dataset, held_out, log)
+        self._train(trainer, len(dataset), log)
+        losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+        result = StageResult(
+            stage=self.stage,
+            steps=trainer.state.global_step,
+            samples=log.samples,
+            supervised_tokens=log.supervised_tokens,
+            seconds=round(log.seconds, 1),
+            trained_parameters=report.trained,
+            eval_loss=losses[-1] if losses else None,
+            fingerprint=fingerprint(self.recipe, self.stage),
+        )
+        if trainer.is_world_process_zero():
+            self._save(dataset, held_out)
+            self.folder.finish(result)
+        return result
+
+    def _train(self, trainer: TinyAlignTrainer, size: int, log: MetricsLog) -> None:
+        steps = planned_steps(self.args, size, trainer.args.world_size)
+        checkpoint = self.folder.last_checkpoint(self.stage)
+        if checkpoint is not None:
+            logger.info("%s: going on from %s", self.stage, checkpoint.name)
+        compile_layers(self.model, self.recipe.model.compile, steps)
+        set_seed(self.recipe.seed)
+        with progress(f"Training, stage {self.stage}", steps) as advance:
+            trainer.add_callback(Tell(self.stage, log, advance))
+            if trainer.eval_dataset is not None:
+                trainer.add_callback(EvaluateAt(self.args.eval_fractions, trainer.evaluate))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        undo_compile(self.model)
+
+    def _trainer(
+        self, dataset: TrainingDataset, held_out: TrainingDataset | None, log: MetricsLog
+    ) -> TinyAlignTrainer:
+        folder = self.folder.stage(self.stage)
+        if self.args.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+        trainer = TinyAlignTrainer(
+            self.model,
+            training_arguments(self.recipe, self.args, folder / CHECKPOINTS, self.device),
+            self.args,
+            log,
+            drop_probability=self.recipe.memory.drop_probability,
+            eval_folder=folder,
+            train_dataset=dataset,
+            eval_dataset=held_out,
+            data_collator=Collator(self.processor.tokenizer.pad_token_id),
+        )
+        for printer in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printer)
+        if trainer.is_world_process_zero():
+            trainer.add_callback(TensorBoardCallback(_tensorboard(folder / "tensorboard")))
+        return trainer
+
+    def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
+        skipped = {**dataset.skipped, **(held_out.skipped if held_out is not None else {})}
+        folder = self.folder.stage(self.stage)
+        (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
+        if skipped:
+            logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
+        cast_trained(self.model, self.recipe.model.dtype)
+        save_model(self.model, self.processor, self.folder.stage_model(self.stage))
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=str(folder))

@@ -1,0 +1,115 @@
+"""Made data and a recipe small enough to train in a second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinyalign.training.recipe import (
+    CompressArgs,
+    DataArgs,
+    DataSource,
+    MemoryArgs,
+    ModelArgs,
+    Recipe,
+)
+from tinyalign.training.stage_args import StageArgs
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128,) * 3}
+SHAPES = ("dog", "ball", "house")
+
+
+def make_pairs(folder: Path, n: int, *, first: int = 0, questions: bool = False) -> Path:
+    """A LLaVA file of n pairs about n different pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for i in range(first, first + n):
+        colour, shape = list(COLOURS)[i % 4], SHAPES[i % 3]
+        noise = np.random.default_rng(i).integers(-25, 25, (24, 32, 3))
+        pixels = (np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        asked = f"<image>\nWhat colour is the {shape}?" if questions else "<image>"
+        answer = colour if questions else f"A {colour} {shape} number {i} in the park."
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+        records.append({"id": f"pair-{i}", "image": f"{i}.png", "conversations": turns})
+    path = folder / ("questions.json" if questions else "pairs.json")
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 captions of 24 pictures."""
+    return make_pairs(tmp_path_factory.mktemp("pairs"), 24)
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 questions about 24 pictures."""
+    return make_pairs(tmp_path_factory.mktemp("questions"), 24, questions=True)
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 captions of other pictures."""
+    return make_pairs(tmp_path_factory.mktemp("held-out"), 6, first=100)
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all runs of the session, as for users."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def recipe(
+    tmp_path: Path,
+    pairs: Path,
+    held_out: Path,
+    cache_folder: Path,
+    tiny_llm_dir: Path,
+    tiny_vision_dir: Path,
+) -> Recipe:
+    """Six steps of stage 1 on tiny random models, k = 2."""
+    return Recipe(
+        model=ModelArgs(
+            vision=str(tiny_vision_dir),
+            language=str(tiny_llm_dir),
+            template="plain",
+            dtype="float32",
+        ),
+        data=DataArgs(
+            pretrain=DataSource(str(pairs)),
+            pretrain_eval=DataSource(str(held_out)),
+            cache_folder=str(cache_folder),
+            cache_dtype="float32",
+        ),
+        memory=MemoryArgs(
+            k=2,
+            compress=CompressArgs(
+                min_steps=1, max_steps=2, batch_size=8, vocab_size=300, held_out=0.2
+            ),
+        ),
+        pretrain=StageArgs(batch_size=4, eval_fractions=[0.5, 1.0], checkpoint_steps=None),
+        seed=1,
+        device="cpu",
+        output=str(tmp_path / "run"),
+    )
+
+
+@pytest.fixture
+def two_stage_recipe(recipe: Recipe, questions: Path) -> Recipe:
+    """Both stages, three steps each."""
+    return replace(
+        recipe,
+        data=replace(recipe.data, finetune=DataSource(str(questions))),
+        pretrain=StageArgs(batch_size=8, checkpoint_steps=None),
+        finetune=StageArgs(
+            learning_rate=1e-3, batch_size=8, language="full", checkpoint_steps=None
+        ),
+    )
