@@ -8,8 +8,6 @@ import torch
 from tinyalign.model.build import build_model
 from tinyalign.model.protocols import MemoryBatch
 
-CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color?"}]}]
-
 
 @pytest.fixture(scope="session")
 def build(tiny_vision_dir, tiny_llm_dir):

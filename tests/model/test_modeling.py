@@ -75,6 +75,8 @@ def test_a_count_mismatch_is_an_error_with_both_numbers(tinyalign, inputs, memor
     pixels = batch["pixel_values"]
     with pytest.raises(ModelError, match=r"Found 0 memory placeholders.* = 32 memory features"):
         model(input_ids=cut, pixel_values=pixels, memory_values=memories(1, 2))
+    with pytest.raises(ModelError, match="Found 16 image placeholders but no image"):
+        model(input_ids=cut)
     with pytest.raises(ModelError, match="Found 16 image placeholders for 32 image features"):
         model(input_ids=cut, pixel_values=torch.cat([pixels, pixels]))
     # Right in sum, wrong in each row: still an error, or memories would slip between samples.

@@ -161,6 +161,13 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
                 )
         return image_mask[..., None], memory_mask[..., None]
 
+    def _check_no_image(self, input_ids: Tensor) -> None:
+        if count := int(input_ids.eq(self.config.image_token_id).sum()):
+            raise ModelError(
+                f"Found {count} image placeholders but no image; pass pixel_values or "
+                "vision_features."
+            )
+
     def _memory_features(
         self,
         input_ids: Tensor | None,
@@ -217,6 +224,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         if encoded is None and (pixel_values is not None or vision_features is not None):
             encoded = self.get_image_features(pixel_values, vision_features, return_dict=True)
         images = None if encoded is None else torch.stack(list(encoded.pooler_output))
+        if images is None and input_ids is not None:
+            self._check_no_image(input_ids)
         memories = self._memory_features(input_ids, memory_values, memory_mask, memory_scores)
         if images is not None or memories is not None:
             masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories)

@@ -68,6 +68,12 @@ class TinyAlignProcessor(ProcessorMixin):
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """As in the base class; the last image of each text brings the memory placeholders."""
         replacements = list(images_replacements)
+        found = sum(sample.count(self.image_token) for sample in text)
+        if replacements and found != len(replacements):
+            raise ModelError(
+                f"Found {found} {self.image_token} in the text for {len(replacements)} images; "
+                "every image needs one, in order."
+            )
         if replacements and self.n_memory_tokens:
             seen = 0
             for sample in text:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -24,12 +23,11 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_bytes
 from tinyalign.log import logger, progress
 from tinyalign.memory.compressor import Compressor, train_tokenizer
-from tinyalign.memory.keys import KeyFunction
-from tinyalign.memory.text import encode_text
 from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
 from tinyalign.training.compress_text import TextScore, text_loss, text_targets
-from tinyalign.training.features import CachedFeatures
-from tinyalign.training.recipe import CompressArgs
+from tinyalign.training.features import Features
+from tinyalign.training.fit_keys import fit_key_function
+from tinyalign.training.recipe import CompressArgs, KeyKind
 
 REPORT = "report.json"
 
@@ -47,11 +45,11 @@ class Standard:
 
 def train_compressor(
     samples: Sequence[Sample],
-    features: CachedFeatures,
+    features: Features,
     out: str | Path,
     args: CompressArgs | None = None,
     *,
-    key: Literal["pooled", "attention"] = "pooled",
+    key: KeyKind = "pooled",
     alpha: float = 0.4,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -98,7 +96,7 @@ def train_compressor(
 
 
 def split_by_image(
-    features: CachedFeatures, usable: Sequence[int], args: CompressArgs
+    features: Features, usable: Sequence[int], args: CompressArgs
 ) -> tuple[list[int], list[int]]:
     """(train, held-out) sample indices; all texts of an image fall on the same side.
 
@@ -117,10 +115,10 @@ def split_by_image(
     return train, [i for i in usable if hashes[i] in kept]
 
 
-def _measure(features: CachedFeatures, usable: Sequence[int], limit: int = 2000) -> Standard:
+def _measure(features: Features, usable: Sequence[int], limit: int = 2000) -> Standard:
     rows = list(dict.fromkeys(features.rows[i][0] for i in usable))
     rows = rows[:: max(1, len(rows) // limit)]
-    width, count = features.cache.row_shape[1], 0
+    width, count = features.source.row_shape[1], 0
     pooled: list[Tensor] = []
     total, square = torch.zeros(width).double(), torch.zeros(width).double()
     for start in range(0, len(rows), 64):
@@ -141,14 +139,14 @@ def _measure(features: CachedFeatures, usable: Sequence[int], limit: int = 2000)
 
 
 def start_perceiver(
-    features: CachedFeatures, tokenizer: Tokenizer, standard: Standard, args: CompressArgs
+    features: Features, tokenizer: Tokenizer, standard: Standard, args: CompressArgs
 ) -> PerceiverCompressor:
     """A Perceiver at its first weights, from torch's global generator.
 
     Positions and latents start at N(0, 1): at the usual 0.02 all positions look alike, and one
     epoch ends at 40 % token accuracy instead of 98 %.
     """
-    n_tokens, width = features.cache.row_shape
+    n_tokens, width = features.source.row_shape
     config = PerceiverCompressorConfig(
         input_mode=args.input_mode,
         feature_dim=width,
@@ -173,42 +171,6 @@ def start_perceiver(
     return perceiver
 
 
-def fit_key_function(
-    samples: Sequence[Sample],
-    features: CachedFeatures,
-    usable: Sequence[int],
-    tokenizer: Tokenizer,
-    kind: Literal["pooled", "attention"],
-    alpha: float,
-) -> KeyFunction:
-    """Keys from the corpus alone: mean image features, and a random vector for each token.
-
-    Token vectors are seeded noise times the token's inverse document frequency among
-    instructions: similar texts share rare words, and no training can make a bank's keys stale.
-    """
-    instructions = [samples[i].instruction for i in usable]
-    vocabulary = tokenizer.get_vocab_size()
-    table = torch.randn(vocabulary, 128, generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(vocabulary)
-    distinct = sorted({text for text in instructions if text})
-    for encoding in tokenizer.encode_batch([text.lower().strip() for text in distinct]):
-        counts[list(set(encoding.ids))] += 1
-    table *= torch.log((1 + len(distinct)) / (1 + counts))[:, None] + 0.1
-    uses_text = alpha < 1.0
-
-    def ids() -> Iterator[Tensor]:
-        for start in range(0, len(usable), 64):
-            yield encode_text(tokenizer, instructions[start : start + 64], 256)[0]
-
-    return KeyFunction.fit(
-        (features.batch(usable[start : start + 64]) for start in range(0, len(usable), 64)),
-        ids() if uses_text else None,
-        kind=kind,
-        alpha=alpha,
-        text_table=table if uses_text else None,
-    )
-
-
 class _Training:
     """The loop, and what its batches are made of."""
 
@@ -216,7 +178,7 @@ class _Training:
         self,
         compressor: Compressor,
         samples: Sequence[Sample],
-        features: CachedFeatures,
+        features: Features,
         standard: Standard,
         args: CompressArgs,
         device: torch.device,

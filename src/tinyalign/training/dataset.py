@@ -18,7 +18,7 @@ from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.neighbours import NeighbourTable
 from tinyalign.model.processing import TinyAlignProcessor
-from tinyalign.training.features import CachedFeatures
+from tinyalign.training.features import CachedFeatures, Features
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Neighbours:
 class TrainingDataset(Dataset):
     """Items for `data.collator.Collator`: what the model's forward takes, and the `index`.
 
-    Image features come from the cache, or pixels from the processor where there is none. A
+    Image features come from the cache; where none is kept, pixels from the image processor. A
     sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
     of once; with `strict` it raises DataError.
     """
@@ -53,18 +53,21 @@ class TrainingDataset(Dataset):
         processor: TinyAlignProcessor,
         *,
         n_memory_tokens: int = 0,
+        template: str | None = None,
         max_length: int | None = None,
-        features: CachedFeatures | None = None,
+        features: Features | None = None,
         neighbours: Neighbours | None = None,
         strict: bool = False,
     ) -> None:
-        """features and neighbours are row by row those of `samples`."""
+        """features and neighbours are row by row those of `samples`; template: what
+        `choose_template` returned, by default the processor's own."""
         if features is not None and len(features) != len(samples):
             raise DataError(f"{len(features)} rows of features for {len(samples)} samples")
         if neighbours is not None and len(neighbours.table) != len(samples):
             raise DataError(f"{len(neighbours.table)} rows of neighbours, {len(samples)} samples")
         self.samples = samples
         self.processor = processor
+        self.template = template or cast(str, processor.chat_template)
         self.n_memory_tokens = n_memory_tokens
         self.max_length = max_length
         self.features = features
@@ -98,7 +101,7 @@ class TrainingDataset(Dataset):
         encoded = encode(
             sample,
             self.processor.tokenizer,
-            cast(str, self.processor.chat_template),
+            self.template,
             n_image_tokens=self.processor.image_seq_length,
             n_memory_tokens=self.n_memory_tokens,
             max_length=self.max_length,
@@ -119,7 +122,7 @@ class TrainingDataset(Dataset):
         return item
 
     def _images(self, index: int, sample: Sample) -> dict[str, Any]:
-        if self.features is not None:
+        if isinstance(self.features, CachedFeatures):
             return {"vision_features": list(self.features.images(index))}
         images = [load_image(image) for image in sample.images]
         pixels = self.processor.image_processor(images=images, return_tensors="pt")

@@ -22,7 +22,7 @@ from tinyalign.memory.compressor import Compressor
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.training.compress import REPORT, train_compressor
-from tinyalign.training.features import CachedFeatures, FeatureCache
+from tinyalign.training.features import FeatureCache, Features, FeatureSource
 from tinyalign.training.recipe import DataArgs, MemoryArgs, Recipe
 from tinyalign.training.sources import compressor_samples, memory_samples
 
@@ -32,7 +32,7 @@ EXCLUDE_NOTHING = "\x00"  # no sample is called so
 class MemoryPreparer:
     """Makes or finds what a recipe's memory needs, with one encoder and one cache folder."""
 
-    def __init__(self, recipe: Recipe, features: FeatureCache, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, features: FeatureSource, folder: Path) -> None:
         self.recipe = recipe
         self.memory: MemoryArgs = recipe.memory
         self.data: DataArgs = recipe.data
@@ -95,17 +95,23 @@ class MemoryPreparer:
             self.features.encoder,
             compressor.to(self.device),
             self.folder / "banks" / hash_json(decides),
-            features=self.features.cover(samples, strict=self.data.strict),
+            features=self._kept(samples),
             vision_name=self.recipe.model.vision,
             strict=self.data.strict,
         )
         return built.bank
 
+    def _kept(self, samples: Sequence[Sample]) -> Features | None:
+        """Features from the cache; None where none are kept, the builder then makes its own."""
+        if isinstance(self.features, FeatureCache):
+            return self.features.cover(samples, strict=self.data.strict)
+        return None
+
     def neighbours(
         self,
         bank: MemoryBank,
         samples: Sequence[Sample],
-        features: CachedFeatures,
+        features: Features,
         *,
         held_out: bool = False,
     ) -> NeighbourTable:
@@ -126,7 +132,7 @@ class MemoryPreparer:
         self,
         bank: MemoryBank,
         samples: Sequence[Sample],
-        features: CachedFeatures,
+        features: Features,
         held_out: bool,
     ) -> NeighbourTable:
         ids = [EXCLUDE_NOTHING + sample.id if held_out else sample.id for sample in samples]
@@ -142,7 +148,9 @@ class MemoryPreparer:
             except BankError as error:
                 logger.warning("neighbours: %s; searched again", error)
         compressor = Compressor.load(bank.compressor_folder)
-        queries = query_keys(compressor, features, instructions)
+        # Held-out images had no part in fitting the keys: they need no leaving out.
+        known = None if held_out else image_hashes
+        queries = query_keys(compressor, features, instructions, known)
         table = NeighbourTable.build(bank, queries, ids, image_hashes, k, device=self.device)
         table.save(path)
         logger.info(
@@ -153,13 +161,21 @@ class MemoryPreparer:
 
 
 def query_keys(
-    compressor: Compressor, features: CachedFeatures, instructions: Sequence[str], block: int = 64
+    compressor: Compressor,
+    features: Features,
+    instructions: Sequence[str],
+    image_hashes: Sequence[str] | None = None,
+    block: int = 64,
 ) -> torch.Tensor:
-    """Queries (N, d_k) from each sample's first image and its instruction; zeros without image."""
+    """Queries (N, d_k) from each sample's image and its instruction; zeros without image.
+
+    image_hashes: those of training samples, whose own text must have no part in their query.
+    """
     queries = torch.zeros(len(features), compressor.key_function.dim)
     seen = [i for i in features.usable() if features.rows[i]]
     for start in range(0, len(seen), block):
         rows = seen[start : start + block]
         texts = [instructions[i] for i in rows]
-        queries[rows] = compressor.keys(features.batch(rows), texts).cpu()
+        hashes = None if image_hashes is None else [image_hashes[i] for i in rows]
+        queries[rows] = compressor.keys(features.batch(rows), texts, hashes).cpu()
     return queries

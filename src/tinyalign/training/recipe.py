@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tinyalign.errors import ConfigError
 from tinyalign.training.stage_args import StageArgs
 
+KeyKind = Literal["pooled", "attention", "aligned"]
 Control = Literal[
     "none", "soft_prompt", "random_neighbours", "shuffled_values", "untrained_perceiver"
 ]
@@ -182,8 +183,9 @@ class MemoryArgs:
     seed: int = 0
     """Of the draw of entries and their captions, the Perceiver's training and the controls; apart
     from the run's seed, so that runs share a bank."""
-    key: Literal["pooled", "attention"] = "pooled"
-    """Key function; "attention" is the paper's."""
+    key: KeyKind = "pooled"
+    """Key function. "pooled": mean image features beside the instruction's words. "attention": the
+    paper's. "aligned": entries by their text, queries by what their image should say."""
     alpha: float = 0.4
     """The image's share of a key; without an instruction a key is the image's alone."""
     neighbours: int = 10

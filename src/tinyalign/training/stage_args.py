@@ -38,6 +38,8 @@ class StageArgs:
     """Longer gradients are shortened to this norm."""
     connectors: Mode = "full"
     """Image connector and RAG connector."""
+    template: str | None = None
+    """Chat template of this stage alone, such as "plain"; by default the model's."""
     language: Mode = "frozen"
     """The LLM; trained, its master weights are float32."""
     vision: Mode = "frozen"

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from tinyalign.data.chat import choose_template
 from tinyalign.data.collator import Collator
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
@@ -21,7 +22,13 @@ from tinyalign.training.arguments import planned_steps, training_arguments
 from tinyalign.training.callbacks import EvaluateAt, Tell
 from tinyalign.training.closed_form import closed_form_skip
 from tinyalign.training.dataset import Neighbours, TrainingDataset
-from tinyalign.training.features import FeatureCache, default_cache_folder
+from tinyalign.training.features import (
+    FeatureCache,
+    Features,
+    FeatureSource,
+    LiveFeatures,
+    default_cache_folder,
+)
 from tinyalign.training.freeze import freeze
 from tinyalign.training.metrics_log import MetricsLog
 from tinyalign.training.parts import (
@@ -61,7 +68,9 @@ class Workshop:
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
         cache_folder = Path(recipe.data.cache_folder or default_cache_folder())
-        self.features = FeatureCache(cache_folder, encoder, recipe.data.cache_dtype)
+        self.features: FeatureSource = LiveFeatures(cache_folder, encoder)
+        if recipe.data.cache == "features":
+            self.features = FeatureCache(cache_folder, encoder, recipe.data.cache_dtype)
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
@@ -124,24 +133,22 @@ class Workshop:
 
     def dataset(self, source: DataSource, *, held_out: bool = False) -> TrainingDataset:
         """The items of a source, with features and neighbours as the recipe has them."""
-        recipe = self.recipe
+        recipe, template = self.recipe, self.args.template
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
-        needs_keys = self.bank is not None
-        features = None
-        if recipe.data.cache == "features" or needs_keys:
-            features = self.features.cover(samples, strict=recipe.data.strict)
+        features = self.features.cover(samples, strict=recipe.data.strict)
         return TrainingDataset(
             samples,
             self.processor,
             n_memory_tokens=self.model.config.n_memory_tokens,
+            template=choose_template(self.processor.tokenizer, template) if template else None,
             max_length=recipe.data.max_length,
-            features=features if recipe.data.cache == "features" else None,
+            features=features,
             neighbours=self._neighbours(samples, features, held_out),
             strict=recipe.data.strict,
         )
 
     def _neighbours(
-        self, samples: Sequence[Sample], features: Any, held_out: bool
+        self, samples: Sequence[Sample], features: Features, held_out: bool
     ) -> Neighbours | None:
         if self.bank is None:
             return None

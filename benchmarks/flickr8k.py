@@ -1,0 +1,293 @@
+"""What memory buys on Flickr8k, beside the controls that tell memory from extra tokens.
+
+    python benchmarks/flickr8k.py run [--arms A B ...] [--seeds 0 1 2] [--workers 2]
+    python benchmarks/flickr8k.py report
+
+`run` trains every arm with every seed at equal steps and equal everything else (the shipped recipe
+smollm2-135m-efficientnet-flickr8k, one pass over 6,000 photos) and judges it on the dev split;
+what is finished already is not run again. `report` writes the table, its numbers and the loss
+curves into benchmarks/results/. Photos and captions are read from ../shared/data/flickr8k.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+RUNS = HERE.parent / "runs" / "flickr8k"
+RECIPE = "smollm2-135m-efficientnet-flickr8k"
+DEV = "../shared/data/flickr8k/dev.parquet"
+PAPER_FORM = {
+    "memory.k": 5,
+    "memory.fusion": "width",
+    "memory.key": "pooled",
+    "memory.linear_skip": False,
+    "memory.latents_used": 32,
+    "memory.fusion_args": {},
+}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline": ("no memory (k = 0)", {"memory.k": 0}),
+    "soft_prompt": (
+        "learned 32-token soft prompt",
+        {**PAPER_FORM, "memory.control": "soft_prompt"},
+    ),
+    "random": ("best form, random neighbours", {"memory.control": "random_neighbours"}),
+    "untrained": ("best form, untrained Perceiver", {"memory.control": "untrained_perceiver"}),
+    "paper": ("TinyAlign, the paper's width fusion", PAPER_FORM),
+    "best": ("TinyAlign, best form", {}),
+}
+LINES = {
+    "baseline": "#888888",
+    "soft_prompt": "#b07aa1",
+    "random": "#edc948",
+    "untrained": "#e15759",
+    "paper": "#4e79a7",
+    "best": "#2b8a3e",
+}
+
+
+def run_one(arm: str, seed: int, captions: int) -> None:
+    """Train one arm with one seed and caption the first `captions` dev photos."""
+    from tinyalign.data.readers import open_dataset
+    from tinyalign.evaluation.runner import evaluate
+    from tinyalign.log import setup_logging
+    from tinyalign.memory.attach import attach_memory
+    from tinyalign.model.modeling import TinyAlignForConditionalGeneration
+    from tinyalign.model.processing import TinyAlignProcessor
+    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.run import train
+
+    setup_logging()
+    folder = RUNS / f"{arm}-{seed}"
+    recipe = load_recipe(RECIPE, {**ARMS[arm][1], "seed": seed, "output": str(folder)})
+    done = train(recipe)
+    out = folder / "captions" / "results.json"
+    if captions and not out.is_file():
+        model = TinyAlignForConditionalGeneration.from_pretrained(done.model).eval()
+        processor = TinyAlignProcessor.from_pretrained(done.model)
+        retriever = None
+        if recipe.memory.reads_bank:
+            retriever = attach_memory(model, processor, done.bank)
+        if recipe.memory.control == "random_neighbours":
+            from tinyalign.evaluation.controls import RandomMemories
+
+            retriever = RandomMemories(retriever, seed=seed)
+        samples = open_dataset(DEV, captions="first", limit=captions)
+        evaluate(
+            model, processor, samples, task="caption", retriever=retriever, batch_size=50,
+            max_new_tokens=24, out=out,
+        )  # fmt: skip
+
+
+def run_all(arms: list[str], seeds: list[int], workers: int, captions: int) -> None:
+    """Every arm and seed, `workers` at a time, each in a process of its own."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    RUNS.mkdir(parents=True, exist_ok=True)
+
+    def work(job: tuple[str, int]) -> int:
+        arm, seed = job
+        own = ["--arms", arm, "--seeds", str(seed), "--captions", str(captions)]
+        with open(RUNS / f"{arm}-{seed}.log", "a") as log:
+            command = [sys.executable, __file__, "one", *own]
+            code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+        print(f"{arm} seed {seed}: {'done' if code == 0 else f'failed, see {log.name}'}")
+        return code
+
+    jobs = [(arm, seed) for seed in seeds for arm in arms]
+    with ThreadPoolExecutor(workers) as pool:
+        codes = list(pool.map(work, jobs))
+    if any(codes):
+        raise SystemExit(1)
+
+
+# -- report ------------------------------------------------------------------------------------
+
+
+def losses(arm: str, seed: int) -> dict[int, dict[str, tuple[float, int]]]:
+    """Step -> sample id -> (summed loss, tokens) of a finished run."""
+    found: dict[int, dict[str, tuple[float, int]]] = {}
+    for path in (RUNS / f"{arm}-{seed}").glob("eval-*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        step = int(path.stem.split("-")[1])
+        found[step] = {row["id"]: (row["loss_sum"], row["tokens"]) for row in rows}
+    return dict(sorted(found.items()))
+
+
+def finished() -> dict[str, list[int]]:
+    """Seeds of each arm that have run."""
+    seeds: dict[str, list[int]] = {}
+    for arm in ARMS:
+        paths = RUNS.glob(f"{arm}-*/finished.json")
+        seeds[arm] = sorted(int(path.parent.name.rsplit("-", 1)[1]) for path in paths)
+    return {arm: found for arm, found in seeds.items() if found}
+
+
+def summarise() -> dict[str, Any]:
+    """Losses with paired differences to every other arm, and captions, for each finished arm."""
+    import numpy as np
+    from tinyalign.evaluation.statistics import interval, paired_difference
+
+    runs = {arm: {s: losses(arm, s) for s in seeds} for arm, seeds in finished().items()}
+    ids = list(next(iter(next(iter(next(iter(runs.values())).values())).values())))
+
+    def stacked(arm: str, step: int, seeds: list[int]) -> Any:
+        return np.array([[runs[arm][s][step][i] for i in ids] for s in seeds])
+
+    summary: dict[str, Any] = {"machine": machine(), "arms": {}}
+    for arm, by_seed in runs.items():
+        seeds = sorted(by_seed)
+        steps = sorted(by_seed[seeds[0]])
+        entry: dict[str, Any] = {"form": ARMS[arm][0], "seeds": seeds, "loss": {}, "below": {}}
+        for step in steps:
+            own = interval(stacked(arm, step, seeds))
+            entry["loss"][step] = [own.value, own.low, own.high]
+        for other in runs:
+            both = sorted(set(seeds) & set(runs[other]))
+            if other == arm or not both:
+                continue
+            entry["below"][other] = {}
+            for step in steps:
+                gap = paired_difference(
+                    stacked(arm, step, both), stacked(other, step, both), relative=True
+                )
+                entry["below"][other][step] = [gap.value, gap.low, gap.high]
+        entry["captions"] = captions_of(arm, seeds)
+        entry["seconds"] = [
+            json.loads((RUNS / f"{arm}-{s}" / "finished.json").read_text())["seconds"]
+            for s in seeds
+        ]
+        entry["trained_parameters"] = json.loads(
+            (RUNS / f"{arm}-{seeds[0]}" / "finished.json").read_text()
+        )["trained_parameters"]
+        summary["arms"][arm] = entry
+    return summary
+
+
+def captions_of(arm: str, seeds: list[int]) -> dict[str, Any]:
+    """CIDEr and BLEU-4 of the seeds that were captioned."""
+    found: dict[str, Any] = {}
+    for seed in seeds:
+        path = RUNS / f"{arm}-{seed}" / "captions" / "results.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            found[str(seed)] = {"n": result["n"], **result["metrics"]}
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on."""
+    import torch
+    import transformers
+
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0].strip() if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The table as markdown."""
+    arms = summary["arms"]
+    steps = list(next(iter(arms.values()))["loss"])
+    last = steps[-1]
+    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps)]
+    head += [f"against baseline @{last}", f"against random @{steps[1]}", "CIDEr"]
+    rows = [head, ["---"] * len(head)]
+    for arm, entry in arms.items():
+        cells = [entry["form"], str(len(entry["seeds"]))]
+        cells.append(f"{entry['trained_parameters'] / 1e6:.2f} M")
+        cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]
+        cells.append(percent(entry["below"].get("baseline", {}).get(last)))
+        cells.append(percent(entry["below"].get("random", {}).get(steps[1])))
+        scores = [one["cider"] for one in entry["captions"].values()]
+        cells.append(
+            f"{sum(s['value'] for s in scores) / len(scores):.3f} "
+            f"[{scores[0]['low']:.3f}, {scores[0]['high']:.3f}]" if scores else "–"
+        )  # fmt: skip
+        rows.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
+
+
+def percent(gap: list[float] | None) -> str:
+    if gap is None:
+        return "–"
+    return f"{100 * gap[0]:+.1f} % [{100 * gap[1]:+.1f}, {100 * gap[2]:+.1f}]"
+
+
+def draw(summary: dict[str, Any], path: Path) -> None:
+    """Training loss (mean of the last 30 steps, over seeds) and dev losses as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
+    for arm, entry in summary["arms"].items():
+        curves = []
+        for seed in entry["seeds"]:
+            lines = (RUNS / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()
+            curves.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+        curve = np.mean(curves, axis=0)
+        smooth = np.convolve(curve, np.ones(30) / 30, mode="valid")
+        steps = np.arange(len(smooth)) + 30
+        axes.plot(steps, smooth, color=LINES[arm], lw=1.4, alpha=0.55)
+        at = [int(step) for step in entry["loss"]]
+        axes.plot(
+            at, [value[0] for value in entry["loss"].values()], "o-", color=LINES[arm], lw=2.2,
+            label=entry["form"],
+        )  # fmt: skip
+    axes.set_xlabel("step (16 photos each)")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_ylim(top=min(4.2, axes.get_ylim()[1]))
+    axes.set_title("Flickr8k, frozen SmolLM2-135M: dev loss (dots) and training loss (thin)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def report() -> None:
+    """Write flickr8k.json, flickr8k.md and flickr8k.png."""
+    summary = summarise()
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "flickr8k.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (RESULTS / "flickr8k.md").write_text(table(summary))
+    draw(summary, RESULTS / "flickr8k.png")
+    print(table(summary))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["run", "one", "report"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--captions", type=int, default=1000, help="dev photos to caption")
+    args = parser.parse_args()
+    if args.what == "run":
+        run_all(args.arms, args.seeds, args.workers, args.captions)
+    elif args.what == "one":
+        run_one(args.arms[0], args.seeds[0], args.captions)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()

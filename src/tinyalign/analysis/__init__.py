@@ -1,0 +1,1 @@
+"""What it means: figures, and later the analyses of the paper."""
