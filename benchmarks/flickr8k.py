@@ -135,6 +135,7 @@ def finished() -> dict[str, list[int]]:
 def summarise() -> dict[str, Any]:
     """Losses with paired differences to every other arm, and captions, for each finished arm."""
     import numpy as np
+
     from tinyalign.evaluation.statistics import interval, paired_difference
 
     runs = {arm: {s: losses(arm, s) for s in seeds} for arm, seeds in finished().items()}
@@ -192,7 +193,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line
+        ]
         model = names[0].strip() if names else model
     return {
         "cpu": model,
@@ -210,7 +213,7 @@ def table(summary: dict[str, Any]) -> str:
     head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps)]
     head += [f"against baseline @{last}", f"against random @{steps[1]}", "CIDEr"]
     rows = [head, ["---"] * len(head)]
-    for arm, entry in arms.items():
+    for _arm, entry in arms.items():
         cells = [entry["form"], str(len(entry["seeds"]))]
         cells.append(f"{entry['trained_parameters'] / 1e6:.2f} M")
         cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,16 +77,33 @@ def test_recall_of_long_texts_is_counted_apart() -> None:
     assert TextScore().token_accuracy is None
 
 
-def test_a_corpus_is_learned_by_heart(corpus, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def learned(corpus, tmp_path_factory) -> Compressor:
+    """Forty passes over 18 pairs."""
     samples, features = corpus
-    args = CompressArgs(min_steps=60, batch_size=24, vocab_size=300, held_out=0.1)
-    compressor = train_compressor(samples, features, tmp_path, args)
-    ids, _ = compressor.encode_text([samples[0].text])
-    latents = compressor.values(features.batch([0]), [samples[0].text])
+    args = CompressArgs(min_steps=40, batch_size=18, vocab_size=300, held_out=0.25)
+    torch.set_num_threads(1)
+    return train_compressor(samples, features, tmp_path_factory.mktemp("learned"), args)
+
+
+def test_a_corpus_is_learned_by_heart(corpus, learned) -> None:
+    samples, features = corpus
     score = TextScore()
-    score.add(compressor.perceiver.text_logits(latents), text_targets(ids, 24))
-    assert score.token_accuracy is not None
-    assert score.token_accuracy > 0.5  # chance is below 0.01
+    for i in range(24):
+        latents = learned.values(features.batch([i]), [samples[i].text])
+        ids, _ = learned.encode_text([samples[i].text])
+        score.add(learned.perceiver.text_logits(latents), text_targets(ids, 24))
+    recalled = [value for value in (score.token_accuracy, score.long_text_recall) if value]
+    assert min(recalled) > 0.3  # chance is below 0.01
+
+
+def test_the_image_read_out_gives_plain_pooled_features(corpus, learned) -> None:
+    samples, features = corpus
+    rows = list(range(24))
+    latents = learned.values(features.batch(rows), [samples[i].text for i in rows])
+    pooled = features.batch(rows).mean(dim=1)
+    error = (learned.perceiver.image_readout(latents) - pooled).square().mean()
+    assert error < pooled.square().mean()  # the scale is that of the features
 
 
 def test_the_report_says_what_was_measured_on_held_out_images(corpus, tmp_path) -> None:
@@ -93,7 +111,8 @@ def test_the_report_says_what_was_measured_on_held_out_images(corpus, tmp_path) 
     words = " ".join(f"word{i}" for i in range(40))
     turns = (Message("user", ""), Message("assistant", words))
     long = [Sample(f"long-{i}", s.images, turns) for i, s in enumerate(samples)]
-    train_compressor([*samples, *long], features_twice(features), tmp_path, QUICK)
+    args = replace(QUICK, vocab_size=700)
+    train_compressor([*samples, *long], features_twice(features), tmp_path, args)
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["pairs"] + report["held_out_pairs"] == 48
     assert report["held_out_pairs"] == 12
@@ -151,14 +170,3 @@ def test_one_image_is_not_enough(corpus, tmp_path) -> None:
     samples, features = corpus
     with pytest.raises(ConfigError, match="at least 2"):
         train_compressor(samples[:1], features_of(features, 1), tmp_path, QUICK)
-
-
-def test_the_image_read_out_gives_plain_pooled_features(corpus, tmp_path) -> None:
-    samples, features = corpus
-    args = CompressArgs(min_steps=60, batch_size=24, vocab_size=300, held_out=0.1)
-    compressor = train_compressor(samples, features, tmp_path, args)
-    rows = list(range(24))
-    latents = compressor.values(features.batch(rows), [samples[i].text for i in rows])
-    pooled = features.batch(rows).mean(dim=1)
-    error = (compressor.perceiver.image_readout(latents) - pooled).square().mean()
-    assert error < pooled.square().mean()  # the scale is that of the features

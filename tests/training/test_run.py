@@ -1,11 +1,280 @@
-"""A run from raw pairs to a model folder."""
+"""A run from raw pairs to a model folder: what it writes, resuming, the baseline, the controls."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tinyalign.data.readers import open_dataset
+from tinyalign.errors import ConfigError
+from tinyalign.memory.attach import attach_memory
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.model.registration import register
+from tinyalign.training.metrics_log import STEP_KEYS, read_metrics
 from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe_files import load_recipe
 from tinyalign.training.run import train
+from tinyalign.training.run_folder import RunFolder
+from tinyalign.training.trainer import TinyAlignTrainer
+from tinyalign.training.workshop import Workshop
+
+
+def steps_of(folder: Path) -> list[dict]:
+    return [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_one_stage_run_folder(recipe: Recipe) -> None:
+    result = train(recipe)
+    folder = Path(recipe.output)
+    assert load_recipe(folder / "config.yaml") == recipe
+    steps = steps_of(folder)
+    assert [tuple(line) for line in steps] == [STEP_KEYS] * 6
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[-1]["samples"] == 24
+    evaluations = [x for x in read_metrics(folder / "metrics.jsonl") if "eval_loss" in x]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    for step in (3, 6):
+        rows = [json.loads(x) for x in (folder / f"eval-{step}.jsonl").read_text().splitlines()]
+        assert [set(row) for row in rows] == [{"id", "loss_sum", "tokens"}] * 6
+    assert "language model: 0 trained" in (folder / "log.txt").read_text()
+    assert list((folder / "tensorboard").glob("events*"))
+    assert not (folder / "checkpoints").exists()
+    assert result.bank is not None
+    assert result.stages[0].eval_loss == evaluations[-1]["eval_loss"]
+
+
+def test_the_model_loads_as_transformers_models_do_and_takes_its_bank(recipe: Recipe) -> None:
+    result = train(recipe)
+    register()
+    model = AutoModelForImageTextToText.from_pretrained(result.model)
+    processor = AutoProcessor.from_pretrained(result.model)
+    assert attach_memory(model, processor, result.bank).k == 2
+    trained = weights(result.folder)
+    name = "model.multi_modal_projector.output.weight"
+    assert torch.equal(model.state_dict()[name], trained[name])
 
 
 def test_both_stages(two_stage_recipe: Recipe) -> None:
     result = train(two_stage_recipe)
-    print(result)
+    folder = result.folder
+    first, second = steps_of(folder / "pretrain"), steps_of(folder / "finetune")
+    both = steps_of(folder)
+    assert [line["step"] for line in both] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in both] == [x["loss"] for x in (*first, *second)]
+    assert both[-1]["samples"] == 48
+    before, after = load_file(folder / "pretrain/model/model.safetensors"), weights(folder)
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(before[name], after[name])
+    tower = [n for n in before if "vision_tower" in n]
+    assert all(torch.equal(before[n], after[n]) for n in tower)
+
+
+def test_stages_one_after_the_other_are_both_at_once(two_stage_recipe: Recipe) -> None:
+    at_once = train(replace(two_stage_recipe, output=f"{two_stage_recipe.output}-both"))
+    train(two_stage_recipe, stage="pretrain")
+    apart = train(two_stage_recipe, stage="finetune")
+    one, two = weights(at_once.folder), weights(apart.folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def interrupted(recipe: Recipe, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the loss was computed `calls` times, then stop as Ctrl-C does."""
+    plain, seen = TinyAlignTrainer.compute_loss, []
+
+    def stopping(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) > calls:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyAlignTrainer, "compute_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(recipe: Recipe, monkeypatch) -> None:
+    stage = replace(recipe.pretrain, epochs=2, micro_batch_size=2, checkpoint_steps=5)
+    memory = replace(recipe.memory, drop_probability=0.3)
+    recipe = replace(recipe, pretrain=stage, memory=memory)
+    whole = train(replace(recipe, output=f"{recipe.output}-whole"))
+    interrupted(recipe, 15, monkeypatch)  # in step 8 of 12, second epoch
+    assert len(steps_of(Path(recipe.output))) == 7
+    resumed = train(recipe)
+    keys = [key for key in STEP_KEYS if key != "seconds"]
+    curves = [[{k: line[k] for k in keys} for line in steps_of(r.folder)] for r in (whole, resumed)]
+    assert curves[0] == curves[1]
+    assert [
+        x["eval_loss"] for x in read_metrics(whole.folder / "metrics.jsonl") if len(x) == 5
+    ] == [x["eval_loss"] for x in read_metrics(resumed.folder / "metrics.jsonl") if len(x) == 5]
+    one, two = weights(whole.folder), weights(resumed.folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_finished_run_is_not_run_again_and_starts_over_when_asked(recipe: Recipe) -> None:
+    train(recipe)
+    folder = Path(recipe.output)
+    written = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert train(recipe).stages[0].steps == 6
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == written
+    train(recipe, resume=False)
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns > written
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(recipe: Recipe) -> None:
+    train(recipe)
+    with pytest.raises(ConfigError, match=r"memory\.k 2 -> 0"):
+        train(recipe.with_k(0))
+
+
+def test_the_baseline_is_the_same_recipe_with_k_0(recipe: Recipe) -> None:
+    result = train(recipe.with_k(0))
+    assert result.bank is None
+    assert not [name for name in weights(result.folder) if "memory" in name]
+    config = json.loads((result.model / "config.json").read_text())
+    assert config["memory_k"] == 0
+    assert len(steps_of(result.folder)) == 6
+
+
+def shop_of(recipe: Recipe, control: str = "none", k: int = 2) -> Workshop:
+    memory = replace(recipe.memory, control=control, k=k)
+    recipe = replace(recipe, memory=memory, output=f"{recipe.output}-{control}-{k}")
+    folder = RunFolder(recipe)
+    folder.path.mkdir(parents=True)
+    return Workshop(recipe, folder, "pretrain")
+
+
+def test_arms_share_the_image_connectors_first_weights_and_the_order_of_samples(recipe) -> None:
+    shops = [shop_of(recipe, k=0), shop_of(recipe), shop_of(recipe, "soft_prompt")]
+    first = [shop.model.model.multi_modal_projector.state_dict() for shop in shops]
+    for other in first[1:]:
+        assert all(torch.equal(first[0][name], other[name]) for name in first[0])
+
+
+def test_own_entries_are_never_neighbours_in_any_arm(recipe: Recipe) -> None:
+    samples = open_dataset(recipe.data.pretrain.path)
+    for control in ("none", "random_neighbours", "shuffled_values", "untrained_perceiver"):
+        dataset = shop_of(recipe, control).dataset(recipe.data.pretrain)
+        assert dataset.neighbours is not None
+        ids = dataset.neighbours.bank.ids
+        for sample, rows in zip(samples, dataset.neighbours.table.indices.tolist()):
+            assert sample.id not in [ids[row] for row in rows if row >= 0]
+
+
+def test_controls_do_what_they_say(recipe: Recipe) -> None:
+    shops = {
+        control: shop_of(recipe, control)
+        for control in ("none", "random_neighbours", "shuffled_values", "untrained_perceiver")
+    }
+    data = {name: shop.dataset(recipe.data.pretrain) for name, shop in shops.items()}
+    tables = {name: dataset.neighbours.table for name, dataset in data.items()}
+    banks = {name: shop.bank for name, shop in shops.items()}
+    true = tables["none"]
+    # The same values, other rows for nearly every sample:
+    for control in ("random_neighbours", "shuffled_values"):
+        assert banks[control].hash == banks["none"].hash
+        same = (tables[control].indices[:, :2] == true.indices[:, :2]).all(dim=1)
+        assert same.float().mean() < 0.3
+    # The same rows, other values:
+    assert torch.equal(tables["untrained_perceiver"].indices, true.indices)
+    one, other = (banks[name].gather([0]) for name in ("none", "untrained_perceiver"))
+    assert not torch.allclose(one, other, atol=0.1)
+
+
+def test_a_soft_prompt_needs_no_bank_and_has_no_fewer_parameters(recipe: Recipe) -> None:
+    prompt, memory = shop_of(recipe, "soft_prompt"), shop_of(recipe)
+    assert prompt.bank is None
+    assert "memory_values" not in prompt.dataset(recipe.data.pretrain)[0]
+    sizes = [
+        sum(p.numel() for p in shop.model.model.memory_connector.parameters())
+        for shop in (prompt, memory)
+    ]
+    assert sizes[0] >= sizes[1]
+    ids = [shop.dataset(recipe.data.pretrain)[0]["input_ids"] for shop in (prompt, memory)]
+    assert ids[0] == ids[1]
+
+
+def test_runs_share_perceiver_bank_and_neighbours(recipe: Recipe, monkeypatch) -> None:
+    first = shop_of(recipe)
+    first.dataset(recipe.data.pretrain)
+    monkeypatch.setattr("tinyalign.training.prepare.train_compressor", None)  # would raise
+    monkeypatch.setattr("tinyalign.training.prepare.NeighbourTable.build", None)
+    second = shop_of(replace(recipe, seed=9, output=f"{recipe.output}-again"))
+    second.dataset(recipe.data.pretrain)
+    assert first.bank.folder == second.bank.folder
+
+
+def test_the_closed_form_start_is_used(recipe: Recipe) -> None:
+    memory = replace(recipe.memory, fusion="sequence", latents_used=8, linear_skip=True)
+    shop = shop_of(replace(recipe, memory=memory))
+    fusion = shop.model.model.memory_connector.fusion
+    assert not fusion.mlp.output.weight.any()
+    note = json.loads((shop.folder.path / "memory.json").read_text())
+    assert note["closed_form_r2"] <= 1
+    drawn = shop_of(
+        replace(recipe, memory=replace(memory, closed_form=False), output=f"{recipe.output}-b")
+    )
+    assert not torch.equal(
+        drawn.model.model.memory_connector.fusion.skip.weight, fusion.skip.weight
+    )
+
+
+def test_a_bank_named_in_the_recipe_is_used(recipe: Recipe, tmp_path: Path) -> None:
+    bank = shop_of(recipe).bank
+    named = replace(recipe, memory=replace(recipe.memory, bank=str(bank.folder)))
+    shop = shop_of(replace(named, output=str(tmp_path / "named")))
+    assert MemoryBank.open(shop.bank.folder).hash == bank.hash
+
+
+def test_without_a_cache_the_tower_runs_at_every_step_with_the_same_result(recipe: Recipe) -> None:
+    live = replace(recipe, data=replace(recipe.data, cache="none"))
+    cached, computed = train(recipe), train(replace(live, output=f"{recipe.output}-live"))
+    one, two = ([line["loss"] for line in steps_of(r.folder)] for r in (cached, computed))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"), [("finetune", "data.finetune"), ("third", "must be both")]
+)
+def test_a_stage_that_cannot_be_run_is_refused(recipe: Recipe, stage: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        train(recipe, stage=stage)
+
+
+def test_stage_two_without_stage_one_says_what_to_do(two_stage_recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="run --stage pretrain first"):
+        train(two_stage_recipe, stage="finetune")
+
+
+def test_stage_two_of_another_run_must_have_the_same_k(two_stage_recipe: Recipe) -> None:
+    first = train(two_stage_recipe, stage="pretrain")
+    other = replace(
+        two_stage_recipe.with_k(0), start_from=str(first.folder), output=f"{first.folder}-b"
+    )
+    with pytest.raises(ConfigError, match="made for k = 2"):
+        train(other, stage="finetune")
+
+
+def test_a_bad_picture_and_an_empty_conversation_are_left_out_and_listed(
+    recipe: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    records = json.loads(pairs.read_text())
+    records[3]["image"] = "gone.png"
+    records[5]["conversations"] = records[5]["conversations"][:1]
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(records))
+    source = replace(recipe.data.pretrain, path=str(mixed), image_folder=str(pairs.parent))
+    train(replace(recipe.with_k(0), data=replace(recipe.data, pretrain=source)))
+    skipped = json.loads((Path(recipe.output) / "skipped.json").read_text())
+    assert set(skipped) == {"pair-3", "pair-5"}
+    assert "gone.png" in skipped["pair-3"]

@@ -43,7 +43,6 @@ def training_arguments(
         max_grad_norm=args.max_grad_norm,
         bf16=trains_large and recipe.model.dtype == "bfloat16",
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=args.gradient_checkpointing,
         save_strategy="no" if args.checkpoint_steps is None else "steps",
         save_steps=args.checkpoint_steps or 1,
         save_total_limit=args.keep_checkpoints,

@@ -7,7 +7,6 @@ image features (METHOD section 5). Nothing here knows an LLM.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -291,16 +290,17 @@ def _fold_standard(perceiver: PerceiverCompressor, standard: Standard) -> None:
 
 
 def _tell(report: dict) -> None:
-    def percent(value: float | None) -> str:
-        return "n/a" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+    def shown(name: str, form: str) -> str:
+        value = report[name]
+        return "n/a" if value is None else format(value, form)
 
     logger.info(
-        "perceiver: on %d held-out pairs %s of tokens read back, image R2 %s; %s of texts longer "
-        "than the latents, of which %s of tokens are recalled; %.0f s",
+        "perceiver: %d held-out pairs, %s of tokens read back, image R2 %s; %s of texts longer "
+        "than the latents, with %s of their tokens recalled; %.0f s",
         report["held_out_pairs"],
-        percent(report["token_accuracy"]),
-        percent(report["image_r2"]),
-        percent(report["long_texts"]),
-        percent(report["long_text_recall"]),
+        shown("token_accuracy", ".1%"),
+        shown("image_r2", ".2f"),
+        shown("long_texts", ".1%"),
+        shown("long_text_recall", ".1%"),
         report["seconds"],
     )

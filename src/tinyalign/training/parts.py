@@ -79,9 +79,9 @@ def load_model(
 ) -> tuple[TinyAlignForConditionalGeneration, TinyAlignProcessor]:
     """What `save_model` wrote. ConfigError if it has another k than the recipe."""
     implementation = attention(recipe.model, device)
-    options: dict[str, Any] = (
-        {} if implementation is None else {"attn_implementation": implementation}
-    )
+    options: dict[str, Any] = {}
+    if implementation is not None:
+        options["attn_implementation"] = {"text_config": implementation}
     model = TinyAlignForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, recipe.model.dtype), **options
     )

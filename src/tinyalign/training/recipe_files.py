@@ -85,8 +85,8 @@ def _cause(error: BaseException) -> TinyAlignError | None:
 
 
 def _as_option(value: Any) -> str:
-    if value is None:
-        return "null"
+    if isinstance(value, str):
+        return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 

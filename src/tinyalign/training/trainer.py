@@ -95,8 +95,9 @@ class TinyAlignTrainer(Trainer):
         inputs = self._for_forward(inputs)
         if model.training:
             for part in self._frozen:
-                if not self.args.gradient_checkpointing:
-                    part.eval()
+                part.eval()
+            if self.stage.gradient_checkpointing:  # transformers does so in training mode only
+                self.accelerator.unwrap_model(model).model.language_model.train()
             if self.drop_probability and "memory_mask" in inputs:
                 inputs["memory_mask"] = self._dropped(inputs["memory_mask"])
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

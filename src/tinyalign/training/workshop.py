@@ -203,7 +203,7 @@ class Workshop:
     ) -> TinyAlignTrainer:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
-            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = TinyAlignTrainer(
             self.model,
             training_arguments(self.recipe, self.args, folder / CHECKPOINTS, self.device),

@@ -1,0 +1,89 @@
+"""A trained model with its processor and, if wanted, its memory: what asking and judging need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tinyalign.errors import BankError, ConfigError, ModelError
+from tinyalign.log import logger
+from tinyalign.memory.attach import attach_memory
+from tinyalign.memory.manifest import MANIFEST
+from tinyalign.memory.retriever import Retriever
+from tinyalign.model.modeling import TinyAlignForConditionalGeneration
+from tinyalign.model.processing import TinyAlignProcessor
+from tinyalign.training.parts import choose_device, find_model
+from tinyalign.training.workshop import MEMORY_NOTE
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, ready to answer."""
+
+    model: Any
+    processor: Any
+    retriever: Retriever | None
+    """Attached to the model already; None without a bank."""
+    folder: Path
+    """Where the model was found."""
+
+
+def load(
+    model: str | Path, bank: str | Path | None = None, *, k: int | None = None, device: str = "auto"
+) -> Loaded:
+    """Load a TinyAlign model from its folder or its run folder, and attach a bank.
+
+    bank: a bank folder, or a run folder, which knows the bank it was trained with. k: memories
+    a question, by default the model's own. device: "auto" takes a GPU where there is one.
+
+    Raises ConfigError where there is no model, ModelError for one that is damaged or another
+    kind of model, BankError for a bank that is not the model's.
+    """
+    where = choose_device(device)
+    folder = find_model(model)
+    if k is not None and bank is None:
+        raise ConfigError(f"k = {k} memories were asked for, but no bank to take them from")
+    if bank is not None and not Path(bank).is_dir():
+        raise BankError(f"{bank}: no such folder; name a memory bank, or a run that used one")
+    loaded, processor = _from_folder(folder)
+    loaded.to(where).eval()
+    retriever = None
+    if bank is not None:
+        retriever = attach_memory(loaded, processor, find_bank(bank), k)
+    elif loaded.config.memory_k and loaded.config.memory_source == "bank":
+        logger.info(
+            "%s was trained with %d memories; without a bank it answers from its weights alone",
+            folder, loaded.config.memory_k,
+        )  # fmt: skip
+    return Loaded(loaded, processor, retriever, folder)
+
+
+def find_bank(path: str | Path) -> Path:
+    """The folder itself, or, of a run folder, the bank that the run was trained with."""
+    folder, note = Path(path), Path(path) / MEMORY_NOTE
+    if (folder / MANIFEST).is_file() or not note.is_file():
+        return folder
+    return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])
+
+
+def _from_folder(folder: Path) -> tuple[Any, Any]:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'}: not a model's config ({error})") from error
+    wanted = TinyAlignForConditionalGeneration.config_class.model_type
+    if kind != wanted:
+        raise ModelError(
+            f"{folder}: holds a {kind!r} model, expected {wanted!r}, as `tinyalign train` writes it"
+        )
+    try:
+        model = TinyAlignForConditionalGeneration.from_pretrained(folder)
+        return model, TinyAlignProcessor.from_pretrained(folder)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: the model cannot be loaded ({error}); it is incomplete or damaged"
+        ) from error
