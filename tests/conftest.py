@@ -47,7 +47,9 @@ def make_tokenizer(bos: bool = False, template: str | None = None):
     tokenizer.train_from_iterator(CORPUS, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+            single="<s> $A",
+            pair="<s> $A $B",
+            special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
         )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger("tinyalign")
 
@@ -16,20 +20,25 @@ def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None
 
     Libraries never call this; the command line does. Calling it again adds no second handler.
     """
-    from rich.console import Console
     from rich.logging import RichHandler
 
     logger.setLevel(level)
     logger.propagate = False
     if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
-        console = Console(stderr=True)
-        logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+        logger.addHandler(RichHandler(console=_console(), show_path=False, show_level=False))
     if file is not None:
         known = {getattr(handler, "baseFilename", None) for handler in logger.handlers}
         if os.path.abspath(file) not in known:
             handler = logging.FileHandler(file, encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
+
+
+def _console() -> Console:
+    """Standard error; wide where it is no terminal, so that captured lines stay whole."""
+    from rich.console import Console
+
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
 def _bar_wanted() -> bool:
@@ -39,7 +48,6 @@ def _bar_wanted() -> bool:
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a bar with rate and time left; yields `advance(n)`. Silent where nobody is looking."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -62,7 +70,10 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
         Rate(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not _bar_wanted(), transient=True) as bar:
+    with Progress(*columns, console=_console(), disable=not _bar_wanted(), transient=True) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda n=1: bar.advance(task, n)
+
+        def advance(n: int = 1) -> None:
+            bar.advance(task, n)
+
+        yield advance

@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         function = VERBS[name].load()
         arguments = parse(function, f"tinyalign {name}", rest)
         _prepare()
-        return function(arguments)
+        code = function(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone is dealt with
+        return code
     except SystemExit as stop:  # how an argument parser ends
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

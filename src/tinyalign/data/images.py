@@ -43,7 +43,7 @@ def load_image(ref: ImageRef) -> Image.Image:
         with Image.open(source) as image:
             _shrink_while_decoding(image)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
@@ -51,6 +51,21 @@ def load_image(ref: ImageRef) -> Image.Image:
             f"image {ref.name}: expected a complete image, found one that can't be decoded "
             f"({error}); fetch it again or drop the sample"
         ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture of any mode as upright RGB, the way `load_image` gives it.
+
+    EXIF rotation is applied; grey, also of 16 bits, becomes RGB; transparency is laid on white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey_to_rgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        front = image.convert("RGBA")
+        white = Image.new("RGBA", front.size, "white")
+        return Image.alpha_composite(white, front).convert("RGB")
+    return image.convert("RGB")
 
 
 def image_hash(ref: ImageRef) -> str:
@@ -70,16 +85,6 @@ def _shrink_while_decoding(image: Image.Image) -> None:
         scale = math.sqrt(MAX_PIXELS / pixels)
         size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
         image.thumbnail(size)  # JPEG decodes straight to 1/2, 1/4 or 1/8 on the way
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey_to_rgb(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        front = image.convert("RGBA")
-        white = Image.new("RGBA", front.size, "white")
-        return Image.alpha_composite(white, front).convert("RGB")
-    return image.convert("RGB")
 
 
 def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:

@@ -85,6 +85,7 @@ def build_model(
         chat_template=chat_template,
         image_seq_length=config.image_seq_length,
         memory_seq_length=config.n_memory_tokens,
+        memory_learned=config.memory_source == "soft_prompt",
     )
     return model, processor
 

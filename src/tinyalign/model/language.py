@@ -34,13 +34,23 @@ def load_language(
     if name.endswith(".gguf"):
         model, tokenizer = _load_gguf(Path(name), dtype or torch.float32, options)
     else:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **options)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **options)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"language model {name!r} cannot be loaded; expected a hub id, a folder, a .gguf "
+                f"file or one of {sorted(PACKAGED)}. {_first_line(error)}"
+            ) from error
     if tokenizer.pad_token_id is None:
         # Only ever masked positions are filled with it; the end token exists everywhere.
         tokenizer.pad_token = tokenizer.eos_token
     model.config._name_or_path = str(spec)  # not the place it was unpacked from
     return model.eval(), tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _load_gguf(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any]:

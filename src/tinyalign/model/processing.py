@@ -13,16 +13,15 @@ from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN, neutralise
 from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ModelError
 
-# What breaks a special token spelt out in somebody's text: a character without width.
-_BREAK = "\u200b"
-
 
 class TinyAlignProcessor(ProcessorMixin):
     """Image processor, tokenizer and chat template of a TinyAlign model.
 
     image_seq_length, memory_seq_length: placeholders an image and its memories take.
+    memory_learned: the memory is a soft prompt, which is part of the model: its placeholders are
+    always emitted. Saved with the processor.
     memory_enabled: whether memory placeholders are emitted, behind the last image of each text.
-    Off until a bank is attached, and not saved.
+    Off until a bank is attached, and not saved: a bank is attached anew, never assumed.
     query_tokenizer: set with the bank; turns instructions into `memory_query_ids` (B, L).
     """
 
@@ -35,12 +34,14 @@ class TinyAlignProcessor(ProcessorMixin):
         memory_token: str = MEMORY_TOKEN,
         image_seq_length: int = 729,
         memory_seq_length: int = 0,
+        memory_learned: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_token = image_token
         self.memory_token = memory_token
         self.image_seq_length = image_seq_length
         self.memory_seq_length = memory_seq_length
+        self.memory_learned = memory_learned
         self.memory_enabled = False
         self.query_tokenizer: Callable[[list[str]], Tensor] | None = None
         known = tokenizer.get_added_vocab()
@@ -57,7 +58,7 @@ class TinyAlignProcessor(ProcessorMixin):
     @property
     def n_memory_tokens(self) -> int:
         """Memory placeholders that a text with an image gets now."""
-        return self.memory_seq_length if self.memory_enabled else 0
+        return self.memory_seq_length if self.memory_enabled or self.memory_learned else 0
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """One `<image>` of the text, as the placeholders the model replaces by features."""
@@ -106,7 +107,7 @@ class TinyAlignProcessor(ProcessorMixin):
 
     def _neutral(self, message: Mapping[str, Any]) -> dict[str, Any]:
         def clean(text: str) -> str:
-            return neutralise(text, self.tokenizer, _BREAK)
+            return neutralise(text, self.tokenizer)
 
         content = message["content"]
         if isinstance(content, str):

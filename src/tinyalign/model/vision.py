@@ -51,7 +51,13 @@ def load_vision(spec: str | Path, dtype: torch.dtype | None = None) -> tuple[Any
 
         packaged = EfficientNetLiteModel.from_package(name, dtype)
         return packaged, image_processor(packaged.config)
-    config = AutoConfig.from_pretrained(name)
+    try:
+        config: Any = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"vision tower {name!r} cannot be loaded; expected a hub id, a folder or one of "
+            f"{', '.join(PACKAGED)}. {str(error).strip().splitlines()[0]}"
+        ) from error
     config = getattr(config, "vision_config", None) or config
     try:
         cls: Any = AutoModel._model_mapping[type(config)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tinyalign.data.images import load_image
+from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef
 from tinyalign.memory.retriever import Retriever
 from tinyalign.model.protocols import MemoryBatch
@@ -40,7 +40,10 @@ def answer(
     asks for what the model was trained to say unasked, a caption. Raises DataError for a file
     that is no image.
     """
-    picture = image if isinstance(image, Image.Image) else load_image(ImageRef(path=str(image)))
+    if isinstance(image, Image.Image):
+        picture = to_rgb(image)
+    else:
+        picture = load_image(ImageRef(path=str(image)))
     content: list[dict[str, Any]] = [{"type": "image", "image": picture}]
     if question:
         content.append({"type": "text", "text": question})
@@ -68,8 +71,7 @@ def _using(model: Any, processor: Any, retriever: Retriever | None) -> Iterator[
     training = model.training
     before = model.retriever, processor.memory_enabled, processor.query_tokenizer
     model.retriever = retriever
-    learned = model.config.memory_source == "soft_prompt"
-    processor.memory_enabled = retriever is not None or learned
+    processor.memory_enabled = retriever is not None
     processor.query_tokenizer = None if retriever is None else retriever.compressor.query_ids
     model.eval()
     try:

@@ -224,7 +224,7 @@ class _Training:
         features = self.features.batch(indices).to(self.device)
         inputs: dict[str, Tensor] = {"image_features": features}
         if self.args.input_mode == "pixels":
-            images = [load_image(self.samples[i].images[0]) for i in indices]
+            images = [load_image(self.samples[i].images[-1]) for i in indices]
             inputs = {"pixel_values": self.compressor.pixels(images).to(self.device)}
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.perceiver(ids.to(self.device), mask.to(self.device), **inputs)
@@ -248,6 +248,7 @@ class _Training:
             [self.samples[i].text.strip().lower() for i in held_out]
         )
         n_tokens = [len(row.ids) for row in rows]
+        distinct = len({self.features.rows[i][0] for i in held_out})
         for start in range(0, len(held_out), self.args.batch_size):
             latents, ids, pooled = self.latents(held_out[start : start + self.args.batch_size])
             targets = _on(text_targets(ids, room), self.device)
@@ -258,7 +259,7 @@ class _Training:
         return {
             "held_out_pairs": len(held_out),
             "token_accuracy": score.token_accuracy,
-            "image_r2": 1 - squared / total if total > 0 else None,
+            "image_r2": 1 - squared / total if distinct > 1 else None,
             "long_texts": share * sum(n > room for n in n_tokens),
             "long_text_recall": score.long_text_recall,
             "cut_texts": share * sum(n > self.args.max_text_tokens for n in n_tokens),

@@ -37,7 +37,11 @@ def default_cache_folder() -> Path:
 
 
 class Features(ABC):
-    """The features of a list of samples: item i is (n, D) float32 of sample i's first image."""
+    """The features of a list of samples: item i is (n, D) float32 of sample i's last image.
+
+    The last image of a sample is the one its memory placeholders stand behind, the one a model
+    looks memories up by, and the one a bank remembers.
+    """
 
     def __init__(
         self, source: FeatureSource, rows: list[list[int]], skipped: list[tuple[str, str]]
@@ -52,11 +56,11 @@ class Features(ABC):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.of_rows(self.rows[index][:1])[0]
+        return self.of_rows(self.rows[index][-1:])[0]
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """(B, n, D) float32: the first image of each sample."""
-        return self.of_rows([self.rows[i][0] for i in indices])
+        """(B, n, D) float32: the last image of each sample."""
+        return self.of_rows([self.rows[i][-1] for i in indices])
 
     @abstractmethod
     def of_rows(self, rows: Sequence[int]) -> Tensor:
@@ -67,8 +71,8 @@ class Features(ABC):
         return [i for i, row in enumerate(self.rows) if -1 not in row]
 
     def image_hashes(self) -> list[str]:
-        """Hash of each sample's first image; "" without one."""
-        return self.source.index.hashes([row[0] if row else -1 for row in self.rows])
+        """Hash of each sample's last image; "" without one."""
+        return self.source.index.hashes([row[-1] if row else -1 for row in self.rows])
 
 
 class FeatureSource(ABC):

@@ -40,7 +40,7 @@ def recipe_parser() -> Any:
     """A jsonargparse parser of recipes: `--config FILE` and an option for every field."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(Recipe, None)
     return parser

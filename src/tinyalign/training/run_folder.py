@@ -104,7 +104,7 @@ class RunFolder:
             if different:
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
-                    "choose another output, or start over with resume off"
+                    "choose another output, or start over with --no-resume (resume=False)"
                 )
         note.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
