@@ -1,5 +1,9 @@
 """Errors for people: each message names what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class TinyAlignError(Exception):
     """Base of every error that TinyAlign raises on purpose."""
@@ -23,3 +27,10 @@ class ConfigError(TinyAlignError):
 
 class EvaluationError(TinyAlignError):
     """An evaluation that cannot be run or scored as asked."""
+
+
+def first_few(reasons: Iterable[str], most: int = 5) -> str:
+    """The first few of many reasons in one line, and how many more there are."""
+    listed = list(reasons)
+    more = f"; and {len(listed) - most} more" if len(listed) > most else ""
+    return "; ".join(listed[:most]) + more

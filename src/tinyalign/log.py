@@ -16,16 +16,14 @@ logger = logging.getLogger("tinyalign")
 
 
 def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None = None) -> None:
-    """Send the package's log to the terminal through rich, and to `file` as plain text if given.
+    """Send the package's log to standard error, and to `file` as plain text if given.
 
     Libraries never call this; the command line does. Calling it again adds no second handler.
     """
-    from rich.logging import RichHandler
-
     logger.setLevel(level)
     logger.propagate = False
-    if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
-        logger.addHandler(RichHandler(console=_console(), show_path=False, show_level=False))
+    if not any(getattr(handler, "of_tinyalign", False) for handler in logger.handlers):
+        logger.addHandler(_terminal_handler())
     if file is not None:
         known = {getattr(handler, "baseFilename", None) for handler in logger.handlers}
         if os.path.abspath(file) not in known:
@@ -34,11 +32,24 @@ def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None
             logger.addHandler(handler)
 
 
+def _terminal_handler() -> logging.Handler:
+    """Rich on a terminal, plain lines where standard error goes to a file or a pipe."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=_console(), show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.of_tinyalign = True  # type: ignore[attr-defined]
+    return handler
+
+
 def _console() -> Console:
-    """Standard error; wide where it is no terminal, so that captured lines stay whole."""
     from rich.console import Console
 
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    return Console(stderr=True)
 
 
 def _bar_wanted() -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyalign.data.images import MAX_PIXELS, image_hash, load_image
+from tinyalign.data.images import MAX_PIXELS, image_hash, load_image, to_rgb
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import DataError
 
@@ -40,6 +40,14 @@ def test_every_mode_becomes_rgb_on_white(mode, color, expected):
     assert image.mode == "RGB"
     assert image.size == (8, 6)
     assert pixel(image) == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_a_picture_in_memory_is_treated_as_its_file(photo, mode):
+    picture = photo.convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(100)
+    assert to_rgb(picture).tobytes() == load_image(encoded(picture)).tobytes()
 
 
 def test_a_palette_with_transparency_is_laid_on_white():

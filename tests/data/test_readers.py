@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,12 @@ class TestFormat:
         for name in ("notes", "absent.parquet"):
             with pytest.raises(DataError, match=r"llava.*parquet.*csv.*easy_vqa"):
                 open_dataset(tmp_path / name)
+
+    def test_a_relative_path_that_leads_nowhere_says_where_it_started(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for format in ("auto", "parquet"):
+            with pytest.raises(DataError, match=re.escape(f"looked for from {tmp_path}")):
+                open_dataset("shared/train.parquet", format=format)
 
     def test_a_path_that_speaks_of_a_format_is_not_taken_for_it(self, tmp_path):
         folder = tmp_path / "easy_vqa.parquet.csv"

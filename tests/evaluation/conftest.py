@@ -20,8 +20,9 @@ from tinyalign.memory.keys import KeyFunction
 from tinyalign.memory.retriever import Retriever
 from tinyalign.memory.text import train_tokenizer
 from tinyalign.model.build import build_model
-from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
 from tinyalign.model.vision import VisionEncoder
+
+from ..memory.conftest import make_perceiver
 
 COLOURS = ["red", "green", "blue", "grey", "yellow"]
 
@@ -70,23 +71,7 @@ def make_captions(images: int, each: int = 2) -> list[Sample]:
 
 
 def make_compressor(samples: list[Sample], vision: VisionEncoder) -> Compressor:
-    torch.manual_seed(0)
-    config = PerceiverCompressorConfig(
-        num_latents=8,
-        d_latents=8,
-        d_model=16,
-        num_self_attends_per_block=1,
-        num_self_attention_heads=2,
-        num_cross_attention_heads=2,
-        qk_channels=8,
-        v_channels=8,
-        feature_dim=32,
-        max_image_tokens=16,
-        n_text_latents=6,
-        vocab_size=300,
-        max_text_tokens=32,
-    )
-    perceiver = PerceiverCompressor(config).eval()
+    perceiver = make_perceiver()
     tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=300)
     features = vision.encode([load_image(sample.images[0]) for sample in samples])
     table = perceiver.token_embedding.weight.detach()

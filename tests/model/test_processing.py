@@ -30,6 +30,34 @@ def test_memory_placeholders_stand_right_behind_the_image(processor, inputs):
     assert ids.count(processor.memory_token_id) == 32
 
 
+def test_memory_follows_the_last_image_of_each_chat_as_in_training(processor, photo):
+    processor.memory_enabled = True
+
+    def chat(*turns):
+        """Turns of (number of images, text), user and assistant taking turns."""
+        roles = ("user", "assistant")
+        picture = {"type": "image", "image": photo}
+        return [
+            {"role": roles[i % 2], "content": [picture] * n + [{"type": "text", "text": text}]}
+            for i, (n, text) in enumerate(turns)
+        ]
+
+    chats = [chat((2, "both?")), chat((1, "one?"), (0, "yes"), (1, "and this?")), chat((1, "it?"))]
+    out = processor.apply_chat_template(
+        chats, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    for messages, ids in zip(chats, out["input_ids"]):
+        trained = encode(
+            messages,
+            processor.tokenizer,
+            processor.chat_template,
+            n_image_tokens=16,
+            n_memory_tokens=32,
+            add_generation_prompt=True,
+        )
+        assert ids == trained.input_ids
+
+
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("text", ["what color?", "an <image> and a <memory>", ""])
 def test_prompts_are_tokenised_as_in_training(processor, inputs, enabled, text):
@@ -96,6 +124,15 @@ def test_save_and_load(processor, inputs, tmp_path):
     mine, theirs = inputs(processor), inputs(loaded)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_soft_prompts_placeholders_need_no_bank_and_are_saved(build, inputs, tmp_path):
+    _, processor = build(k=2, memory_source="soft_prompt")
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    ids = inputs(loaded)["input_ids"][0].tolist()
+    assert not loaded.memory_enabled
+    assert ids.count(loaded.memory_token_id) == loaded.n_memory_tokens == 32
 
 
 def test_counts_for_serving_agree_with_the_ids(processor, inputs):

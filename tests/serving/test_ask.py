@@ -13,6 +13,8 @@ from tinyalign.evaluation.runner import evaluate
 from tinyalign.memory.attach import attach_memory, detach_memory
 from tinyalign.serving.ask import answer
 
+from ..evaluation.conftest import make_model, make_sample
+
 LENGTH = 8
 
 
@@ -71,8 +73,6 @@ def test_a_picture_of_the_bank_finds_itself(world):
     """Unlike evaluation, asking hides nothing: what is remembered may be told."""
     hit = world.retriever.bank.ids.index("bank3")
     entry = world.retriever.bank.entry(hit)
-    from ..evaluation.conftest import make_sample
-
     image = load_image(make_sample(3).images[0])
     found = answer(world.model, world.processor, image, entry.instruction, max_new_tokens=1)
     assert found.memories[0][0] == "bank3"
@@ -98,6 +98,44 @@ def test_files_grey_and_transparent_pictures_are_taken(world, photo, tmp_path: P
     assert answer(world.model, world.processor, photo.convert("L"), "", max_new_tokens=2).memories
     with pytest.raises(DataError, match=r"gone\.png"):
         answer(world.model, world.processor, tmp_path / "gone.png", "what?")
+
+
+def test_a_transparent_picture_in_memory_is_seen_as_its_file_is(world, photo, tmp_path: Path):
+    clear = photo.convert("RGBA")
+    clear.putalpha(60)
+    clear.save(tmp_path / "clear.png")
+    from_file, in_memory = (
+        answer(world.model, world.processor, image, "what?", max_new_tokens=1).memories
+        for image in (tmp_path / "clear.png", clear)
+    )
+    assert from_file == in_memory
+
+
+def test_a_saved_soft_prompt_speaks_in_a_bare_pipeline_as_when_asked(
+    compressor, photo, tiny_vision_dir, tiny_llm_dir, tmp_path: Path
+):
+    from transformers import pipeline
+
+    settings = {"k": 2, "memory_source": "soft_prompt"}
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, **settings)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path))
+    content = [{"type": "image", "image": photo}, {"type": "text", "text": "what?"}]
+
+    def piped() -> str:
+        found = pipe(
+            text=[{"role": "user", "content": content}],
+            return_full_text=False,
+            generate_kwargs={"max_new_tokens": LENGTH, "do_sample": False},
+        )
+        return found[0]["generated_text"].strip()
+
+    before = piped()
+    assert answer(model, processor, photo, "what?", max_new_tokens=LENGTH).text == before
+    with torch.no_grad():
+        pipe.model.model.memory_connector.fusion.mlp.output.bias.add_(5.0)
+    assert piped() != before
 
 
 def test_asking_leaves_the_models_mode_alone(world, questions):

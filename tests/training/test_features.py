@@ -119,7 +119,10 @@ def test_several_images_of_one_sample(encoder, samples, tmp_path):
     both = Sample("both", samples[0].images + samples[1].images, ())
     cached = FeatureCache(tmp_path, encoder, "float32").cover([both])
     assert cached.images(0).shape == (2, *encoder.dims)
-    assert torch.equal(cached[0], cached.images(0)[0])
+    # The last image speaks for the sample, as in generate() and in a bank.
+    assert torch.equal(cached[0], cached.images(0)[1])
+    assert torch.equal(cached.batch([0])[0], cached.images(0)[1])
+    assert cached.image_hashes() == [pixel_hash(load_image(samples[1].images[0]))]
 
 
 def test_live_features_are_the_cached_ones_and_leave_no_file(encoder, samples, tmp_path):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tinyalign.data.readers import open_dataset
-from tinyalign.errors import ConfigError
+from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.attach import attach_memory
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.compressor import Compressor
 from tinyalign.model.registration import register
 from tinyalign.training.metrics_log import STEP_KEYS, read_metrics
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe import DataSource, Recipe
 from tinyalign.training.recipe_files import load_recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
@@ -62,6 +65,14 @@ def test_the_model_loads_as_transformers_models_do_and_takes_its_bank(recipe: Re
     trained = weights(result.folder)
     name = "model.multi_modal_projector.output.weight"
     assert torch.equal(model.state_dict()[name], trained[name])
+    compressor = Compressor.load(MemoryBank.open(result.bank).compressor_folder)
+    assert model.config.perceiver_hash == compressor.hash
+    config = json.loads((result.model / "config.json").read_text())
+    assert not config["perceiver_config"].get("_name_or_path")
+    sizes = ("vocab_size", "feature_dim", "num_latents", "d_latents", "input_mode")
+    assert [getattr(model.config.perceiver_config, name) for name in sizes] == [
+        getattr(compressor.perceiver.config, name) for name in sizes
+    ]
 
 
 def test_both_stages(two_stage_recipe: Recipe) -> None:
@@ -278,3 +289,79 @@ def test_a_bad_picture_and_an_empty_conversation_are_left_out_and_listed(
     skipped = json.loads((Path(recipe.output) / "skipped.json").read_text())
     assert set(skipped) == {"pair-3", "pair-5"}
     assert "gone.png" in skipped["pair-3"]
+
+
+def test_training_takes_odd_pictures_and_leaves_out_broken_ones(
+    recipe: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    """Ten megapixels, grey and RGBA are learned from, by bank and both stages' path alike;
+    a truncated and a missing file are left out and listed, or stop a strict run."""
+    colours = Image.open(pairs.parent / "0.png")
+    colours.resize((4000, 3000)).save(tmp_path / "large.jpg")
+    colours.convert("L").save(tmp_path / "grey.png")
+    colours.convert("RGBA").save(tmp_path / "clear.png")
+    whole = io.BytesIO()
+    colours.resize((640, 480)).save(whole, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    records = json.loads(pairs.read_text())
+    odd = ["large.jpg", "grey.png", "clear.png", "cut.jpg", "gone.jpg"]
+    for i, record in enumerate(records):
+        record["image"] = str(tmp_path / odd[i] if i < 5 else pairs.parent / record["image"])
+    (tmp_path / "odd.json").write_text(json.dumps(records))
+    data = replace(recipe.data, pretrain=DataSource(str(tmp_path / "odd.json")))
+    result = train(replace(recipe, data=data))
+    skipped = json.loads((result.folder / "skipped.json").read_text())
+    assert set(skipped) == {"pair-3", "pair-4"}
+    assert "cut.jpg" in skipped["pair-3"]
+    assert "gone.jpg" in skipped["pair-4"]
+    assert result.stages[0].samples == 22
+    assert "2 samples left out" in (result.folder / "log.txt").read_text()
+    assert set(MemoryBank.open(result.bank).ids) == {r["id"] for r in records} - set(skipped)
+    strict = replace(data, strict=True, cache_folder=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        train(replace(recipe, data=strict, output=str(tmp_path / "strict")))
+
+
+def test_what_loader_processes_leave_out_is_listed_too(
+    recipe: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    records = json.loads(pairs.read_text())
+    records[5]["conversations"] = records[5]["conversations"][:1]
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps(records))
+    source = replace(recipe.data.pretrain, path=str(path), image_folder=str(pairs.parent))
+    data = replace(recipe.data, pretrain=source, pretrain_eval=None, workers=1)
+    result = train(replace(recipe.with_k(0), data=data))
+    assert set(json.loads((result.folder / "skipped.json").read_text())) == {"pair-5"}
+
+
+def test_a_bank_smaller_than_k_trains(recipe: Recipe) -> None:
+    result = train(replace(recipe, memory=replace(recipe.memory, k=5, entries=3)))
+    assert len(MemoryBank.open(result.bank)) == 3
+    assert len(steps_of(result.folder)) == 6
+    assert all(line["loss"] > 0 for line in steps_of(result.folder))
+
+
+@pytest.mark.parametrize("key", ["pooled", "attention", "aligned"])
+def test_answers_never_reach_a_query(
+    recipe: Recipe, questions: Path, tmp_path: Path, key: str
+) -> None:
+    """Two training sets that differ in their answers alone have the same neighbours."""
+    records = json.loads(questions.read_text())
+    for record in records:
+        record["image"] = str(questions.parent / record["image"])
+        record["conversations"][1]["value"] = "a purple house in the snow " * 3
+    other = tmp_path / "other-answers.json"
+    other.write_text(json.dumps(records))
+    data = replace(recipe.data, pretrain=DataSource(str(questions)), pretrain_eval=None)
+    recipe = replace(recipe, data=data, memory=replace(recipe.memory, key=key))
+    shop = shop_of(recipe)
+    true = shop.dataset(recipe.data.pretrain).neighbours.table
+    # Its own cache, so that the second table is searched and not found.
+    changed = replace(data, pretrain=DataSource(str(other)), cache_folder=str(tmp_path / "cache"))
+    memory = replace(recipe.memory, bank=str(shop.bank.folder))
+    again = replace(recipe, data=changed, memory=memory, output=str(tmp_path / "again"))
+    table = shop_of(again).dataset(again.data.pretrain).neighbours.table
+    assert torch.equal(table.indices, true.indices)
+    assert torch.equal(table.scores, true.scores)
+    assert (true.indices[:, 0] >= 0).all()

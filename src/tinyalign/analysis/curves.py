@@ -1,4 +1,4 @@
-"""Loss curves: a panel a stage, a colour a run, the training loss smoothed, held-out loss on top."""
+"""Loss curves: a panel a stage, a colour a run; training loss smoothed, held-out loss on top."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], title: str = "") -> Fig
     return figure
 
 
-def draw_curves(
-    panels: Mapping[str, Sequence[Curve]], out: str | Path, title: str = ""
-) -> Path:
+def draw_curves(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: str = "") -> Path:
     """Write `curves_figure` as a picture; the suffix of `out` decides the format."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,16 +17,10 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 from tinyalign.evaluation.results import Skipped
 from tinyalign.hashing import hash_bytes
+from tinyalign.memory.builder import FeatureRows
 from tinyalign.memory.retriever import Exclusion
 from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
 from tinyalign.model.vision import VisionEncoder
-
-
-class FeatureRows(Protocol):
-    """Vision features computed already."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Features (n, D) of sample `index`, as a tensor or an array."""
 
 
 @dataclass(frozen=True)

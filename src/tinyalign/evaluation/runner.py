@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from tinyalign.data.sample import Sample
-from tinyalign.errors import EvaluationError
+from tinyalign.errors import EvaluationError, first_few
 from tinyalign.evaluation.calls import answer_losses, answers
-from tinyalign.evaluation.inputs import (
-    FeatureRows,
-    Item,
-    ItemReader,
-    retrieve,
-    vision_features,
-)
+from tinyalign.evaluation.inputs import Item, ItemReader, retrieve, vision_features
 from tinyalign.evaluation.results import (
     Prediction,
     Results,
@@ -31,6 +25,7 @@ from tinyalign.evaluation.results import (
 )
 from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, check_task, score
 from tinyalign.log import logger, progress
+from tinyalign.memory.builder import FeatureRows
 from tinyalign.model.protocols import MemoryRetriever
 from tinyalign.model.vision import VisionEncoder
 
@@ -230,11 +225,8 @@ def _bank_name(retriever: MemoryRetriever | None) -> str | None:
 
 def _report(skipped: list[Skipped], total: int) -> None:
     if skipped:
-        named = "; ".join(s.reason for s in skipped[:5])
-        more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        logger.warning(
-            "%d of %d samples could not be judged: %s%s", len(skipped), total, named, more
-        )
+        named = first_few(s.reason for s in skipped)
+        logger.warning("%d of %d samples could not be judged: %s", len(skipped), total, named)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
-from tinyalign.errors import BankError, DataError
+from tinyalign.errors import BankError, DataError, first_few
 from tinyalign.hashing import DIGITS, hash_bytes, hash_json
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
@@ -104,7 +104,7 @@ def build_bank(
         if not writer.progress.count:
             raise BankError(
                 f"{out}: none of {len(samples)} samples could be stored: "
-                f"{_some(writer.progress.skipped)}"
+                f"{first_few(reason for _, reason in writer.progress.skipped)}"
             )
         compressor.save(writer.building / COMPRESSOR)
         skipped = writer.progress.skipped
@@ -113,7 +113,7 @@ def build_bank(
     finally:
         writer.close()
     if skipped:
-        listed = _some(skipped)
+        listed = first_few(reason for _, reason in skipped)
         logger.warning("bank: %d of %d samples left out: %s", len(skipped), len(samples), listed)
     logger.info("bank: %d entries in %s", len(bank), out)
     return BuildResult(bank, skipped)
@@ -245,8 +245,3 @@ def _already_built(bank: MemoryBank, wanted: Manifest) -> BuildResult:
         )
     logger.info("bank: %s is built already, %d entries", bank.folder, len(bank))
     return BuildResult(bank, [])
-
-
-def _some(skipped: list[tuple[str, str]], show: int = 5) -> str:
-    listed = "; ".join(reason for _, reason in skipped[:show])
-    return listed + (f"; and {len(skipped) - show} more" if len(skipped) > show else "")

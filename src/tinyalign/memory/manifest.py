@@ -32,7 +32,7 @@ class Manifest:
     key_hash: str
     """Hash of the key function."""
     key_kind: str
-    """"pooled" or "attention"."""
+    """"pooled", "attention" or "aligned"."""
     alpha: float
     """The image's share of a key."""
     key_dim: int

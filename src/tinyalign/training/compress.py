@@ -22,6 +22,7 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_bytes
 from tinyalign.log import logger, progress
 from tinyalign.memory.compressor import Compressor, train_tokenizer
+from tinyalign.memory.text import normalise
 from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
 from tinyalign.training.compress_text import TextScore, text_loss, text_targets
 from tinyalign.training.features import Features
@@ -115,7 +116,7 @@ def split_by_image(
 
 
 def _measure(features: Features, usable: Sequence[int], limit: int = 2000) -> Standard:
-    rows = list(dict.fromkeys(features.rows[i][0] for i in usable))
+    rows = list(dict.fromkeys(features.rows[i][-1] for i in usable))
     rows = rows[:: max(1, len(rows) // limit)]
     width, count = features.source.row_shape[1], 0
     pooled: list[Tensor] = []
@@ -245,10 +246,10 @@ class _Training:
         score, squared, total = TextScore(), 0.0, 0.0
         room = self.perceiver.config.n_text_latents
         rows = self.compressor.tokenizer.encode_batch(
-            [self.samples[i].text.strip().lower() for i in held_out]
+            [normalise(self.samples[i].text) for i in held_out]
         )
         n_tokens = [len(row.ids) for row in rows]
-        distinct = len({self.features.rows[i][0] for i in held_out})
+        distinct = len({self.features.rows[i][-1] for i in held_out})
         for start in range(0, len(held_out), self.args.batch_size):
             latents, ids, pooled = self.latents(held_out[start : start + self.args.batch_size])
             targets = _on(text_targets(ids, room), self.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 from tinyalign.data.chat import encode
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import Sample
-from tinyalign.errors import DataError
+from tinyalign.errors import DataError, first_few
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.neighbours import NeighbourTable
@@ -44,7 +46,8 @@ class TrainingDataset(Dataset):
 
     Image features come from the cache; where none is kept, pixels from the image processor. A
     sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
-    of once; with `strict` it raises DataError.
+    of once; with `strict` it raises DataError. Processes that load data share no memory: what
+    each leaves out goes to `skip_file`, which `left_out` reads back.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class TrainingDataset(Dataset):
         features: Features | None = None,
         neighbours: Neighbours | None = None,
         strict: bool = False,
+        skip_file: Path | None = None,
     ) -> None:
         """features and neighbours are row by row those of `samples`; template: what
         `choose_template` returned, by default the processor's own."""
@@ -73,6 +77,7 @@ class TrainingDataset(Dataset):
         self.features = features
         self.neighbours = neighbours
         self.strict = strict
+        self.skip_file = skip_file
         self.indices = list(range(len(samples))) if features is None else features.usable()
         self.skipped: dict[str, str] = dict(features.skipped) if features is not None else {}
         if not self.indices:
@@ -89,11 +94,9 @@ class TrainingDataset(Dataset):
             except DataError as error:
                 if self.strict:
                     raise
-                name = self.samples[index].id
-                if name not in self.skipped:
-                    self.skipped[name] = str(error)
-                    logger.warning("data: left out: %s", error)
-        raise DataError(f"none of {len(self)} samples could be used; the last ones: {self.worst()}")
+                self._leave_out(self.samples[index].id, str(error))
+        reasons = first_few(self.skipped.values())
+        raise DataError(f"none of {len(self)} samples could be used: {reasons}")
 
     def item(self, index: int) -> dict[str, Any]:
         """The item of sample `index`; raises DataError when it cannot be used."""
@@ -128,6 +131,18 @@ class TrainingDataset(Dataset):
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         return {"pixel_values": list(pixels["pixel_values"])}
 
-    def worst(self, show: int = 5) -> str:
-        """The first few reasons in `skipped`."""
-        return "; ".join(list(self.skipped.values())[:show])
+    def _leave_out(self, name: str, reason: str) -> None:
+        if name in self.skipped:
+            return
+        self.skipped[name] = reason
+        logger.warning("data: left out: %s", reason)
+        if self.skip_file is not None:
+            with open(self.skip_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps([name, reason]) + "\n")
+
+    def left_out(self) -> dict[str, str]:
+        """Id and reason of every sample left out so far, by this process or another."""
+        if self.skip_file is None or not self.skip_file.is_file():
+            return dict(self.skipped)
+        lines = self.skip_file.read_text(encoding="utf-8").splitlines()
+        return {**self.skipped, **dict(json.loads(line) for line in lines)}

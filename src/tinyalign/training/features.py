@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
-from tinyalign.errors import ConfigError, DataError
+from tinyalign.errors import ConfigError, DataError, first_few
 from tinyalign.log import logger, progress
 from tinyalign.training.image_index import ImageIndex, reference
 
@@ -110,7 +110,7 @@ class FeatureSource(ABC):
         bad = [(i, [ref for ref in row if ref not in known]) for i, row in enumerate(refs)]
         skipped = [(samples[i].id, reasons[unread[0]]) for i, unread in bad if unread]
         if skipped:
-            shown = "; ".join(reason for _, reason in skipped[:5])
+            shown = first_few(reason for _, reason in skipped)
             logger.warning("images: %d of %d samples unusable: %s", len(skipped), len(refs), shown)
         rows = [[known.get(ref, -1) for ref in row] for row in refs]
         return self._features(samples, rows, skipped)

@@ -12,7 +12,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.memory.aligned import AlignedKeyFunction, fit_aligned
 from tinyalign.memory.compressor import AnyKeyFunction
 from tinyalign.memory.keys import KeyFunction
-from tinyalign.memory.text import encode_text
+from tinyalign.memory.text import encode_text, normalise
 from tinyalign.training.features import Features
 from tinyalign.training.recipe import KeyKind
 
@@ -64,7 +64,7 @@ def _fit_pooled(
     table = torch.randn(vocabulary, 128, generator=torch.Generator().manual_seed(0))
     counts = torch.zeros(vocabulary)
     distinct = sorted({text for text in instructions if text})
-    for encoding in tokenizer.encode_batch([text.lower().strip() for text in distinct]):
+    for encoding in tokenizer.encode_batch([normalise(text) for text in distinct]):
         counts[list(set(encoding.ids))] += 1
     table *= torch.log((1 + len(distinct)) / (1 + counts))[:, None] + 0.1
     uses_text = alpha < 1.0

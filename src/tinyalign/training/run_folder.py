@@ -111,7 +111,13 @@ class RunFolder:
     def _clear(self, folder: Path) -> None:
         for name in (CHECKPOINTS, "model", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in (FINISHED, "settings.json", "metrics.jsonl", "eval-*.jsonl", "skipped.json"):
+        for pattern in (
+            FINISHED,
+            "settings.json",
+            "metrics.jsonl",
+            "eval-*.jsonl",
+            "skipped.json*",
+        ):
             for path in folder.glob(pattern):
                 path.unlink()
 

@@ -55,6 +55,7 @@ from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.trainer import TinyAlignTrainer
 
 MEMORY_NOTE = "memory.json"
+SKIPPED_LINES = "skipped.jsonl"
 
 
 class Workshop:
@@ -110,9 +111,12 @@ class Workshop:
             "control": memory.control,
         }
         if self.stage == "pretrain":
+            compressor = Compressor.load(bank.compressor_folder)
             config.perceiver_hash = bank.manifest.compressor_hash
+            compressor.perceiver.config.name_or_path = ""  # where it lay is no part of the model
+            config.perceiver_config = compressor.perceiver.config
             if memory.linear_skip and memory.closed_form:
-                note["closed_form_r2"] = self._start_skip(bank)
+                note["closed_form_r2"] = self._start_skip(bank, compressor)
         elif config.perceiver_hash != bank.manifest.compressor_hash:
             raise ConfigError(
                 f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
@@ -121,8 +125,7 @@ class Workshop:
         text = json.dumps(note, indent=2)
         (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
 
-    def _start_skip(self, bank: MemoryBank) -> float:
-        compressor = Compressor.load(bank.compressor_folder)
+    def _start_skip(self, bank: MemoryBank, compressor: Compressor) -> float:
         embeddings = self.model.get_input_embeddings().weight
         start = closed_form_skip(bank, compressor, self.processor.tokenizer, embeddings)
         self.model.model.memory_connector.start_linear_skip(start.weight, start.bias)
@@ -145,6 +148,7 @@ class Workshop:
             features=features,
             neighbours=self._neighbours(samples, features, held_out),
             strict=recipe.data.strict,
+            skip_file=self.folder.stage(self.stage) / SKIPPED_LINES,
         )
 
     def _neighbours(
@@ -222,8 +226,9 @@ class Workshop:
         return trainer
 
     def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
-        skipped = {**dataset.skipped, **(held_out.skipped if held_out is not None else {})}
+        skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
         folder = self.folder.stage(self.stage)
+        (folder / SKIPPED_LINES).unlink(missing_ok=True)
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
         if skipped:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))

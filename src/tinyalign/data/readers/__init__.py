@@ -78,7 +78,9 @@ def _open(
     if format == "easy_vqa":
         return EasyVqaDataset(split)
     if not files:
-        raise DataError(f"{path}: expected a file, folder or glob, found nothing there")
+        raise DataError(
+            f"{path}: expected a file, folder or glob, found nothing there{_seen_from(path)}"
+        )
     if format == "parquet":
         saved = files[0].is_dir()
         table = read_saved(files[0], split) if saved else read_parquet(files)
@@ -92,6 +94,11 @@ def _open(
     if format == "llava":
         return LlavaDataset(files[0], images)
     return CaptionCsvDataset(files[0], images, captions=captions, prompt=prompt, seed=seed)
+
+
+def _seen_from(path: str | Path) -> str:
+    """Where a relative path was looked for: such paths start at the current folder."""
+    return "" if Path(path).is_absolute() else f" (looked for from {Path.cwd()})"
 
 
 def find_files(path: str | Path, split: str) -> list[Path]:
@@ -137,8 +144,8 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
         return "easy_vqa"
     if not files:
         raise DataError(
-            f"{path}: expected a data set, found nothing there; give a file, folder or glob of "
-            f"one of the formats {FORMATS}, or the name 'easy_vqa'"
+            f"{path}: expected a data set, found nothing there{_seen_from(path)}; give a file, "
+            f"folder or glob of one of the formats {FORMATS}, or the name 'easy_vqa'"
         )
     suffixes = {".json": "llava", ".jsonl": "llava", ".parquet": "parquet", ".csv": "csv"}
     suffixes[".tsv"] = "csv"

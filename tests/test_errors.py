@@ -1,0 +1,15 @@
+"""What errors and warnings say of many things at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinyalign.errors import first_few
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(0, ""), (2, "0; 1"), (3, "0; 1; 2"), (5, "0; 1; 2; and 2 more")],
+)
+def test_the_first_few_reasons_and_how_many_more(n: int, said: str) -> None:
+    assert first_few((str(i) for i in range(n)), most=3) == said
