@@ -152,7 +152,8 @@ def _prepare(base: Recipe, out: Path) -> MemoryBank:
     """Everything that is computed once; the arms find it in the cache."""
     folder = out / "prepared"
     folder.mkdir(exist_ok=True)
-    workshop = Workshop(_with(base, output=str(folder)), RunFolder(base), "pretrain")
+    prepared = _with(base, output=str(folder))
+    workshop = Workshop(prepared, RunFolder(prepared), "pretrain")
     preparer: MemoryPreparer = workshop.memory
     bank = preparer.bank()
     workshop.dataset(base.data.pretrain)

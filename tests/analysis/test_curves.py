@@ -1,0 +1,53 @@
+"""Loss curves: read from a run's metrics, smoothed without delay, one panel a stage."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyalign.analysis.curves import Curve, curves_figure, draw_curves, read_curve, running_mean
+from tinyalign.errors import ConfigError
+
+CURVE = Curve("ours", [1, 2, 3, 4], [3.0, 2.0, 1.5, 1.4], [4], [1.6])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.integers(1, 15))
+def test_a_running_mean_stays_within_its_values(values, width):
+    means = running_mean(values, width)
+    assert len(means) == len(values)
+    assert min(values) - 1e-6 <= min(means)
+    assert max(means) <= max(values) + 1e-6
+
+
+def test_a_running_mean_keeps_a_straight_line():
+    line = [float(i) for i in range(20)]
+    assert running_mean(line, 7) == pytest.approx(line)
+
+
+def test_steps_and_evaluations_are_told_apart(tmp_path):
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curve(path, "a") == Curve("a", [1, 2], [3.0, 2.0], [2], [2.5])
+
+
+def test_a_run_without_steps_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl"):
+        read_curve(tmp_path / "metrics.jsonl", "a")
+
+
+def test_one_panel_for_each_stage():
+    figure = curves_figure({"stage 1": [CURVE], "stage 2": [CURVE, CURVE]})
+    assert [ax.get_title() for ax in figure.axes] == ["stage 1", "stage 2"]
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ConfigError, match="empty"):
+        curves_figure({"stage 1": []})
+
+
+def test_the_picture_is_written(tmp_path):
+    path = draw_curves({"stage 1": [CURVE]}, tmp_path / "deep" / "curves.png", "title")
+    assert path.read_bytes().startswith(b"\x89PNG")
