@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from tinyalign.training.workshop import Workshop
 
 RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}
+NAMES = {"baseline": "baseline", "tinyalign": "TinyAlign"}
 PLAN = "plan.json"
 SUMMARY = "summary.json"
 PROBE_STEPS = 6
@@ -277,7 +279,8 @@ def _card(sample: Sample, said: dict[str, Prediction], bank: MemoryBank) -> Card
         question=sample.instruction,
         answer=sample.answer,
         said=tuple(
-            Said(arm, p.prediction, p.scores.get("accuracy", 0.0) > 0.5) for arm, p in said.items()
+            Said(NAMES[arm], p.prediction, p.scores.get("accuracy", 0.0) > 0.5)
+            for arm, p in said.items()
         ),
         memories=tuple(
             Remembered(entry.text, score, _thumbnail(entry.image_ref))
@@ -321,7 +324,7 @@ def _summarise(
     }
     summary["seconds"] = round(60 * clock.minutes - clock.left)
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     console.print(
         f"TinyAlign against the baseline: {gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}], "

@@ -94,6 +94,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], title: str = "") -> Fig
             _draw(ax, curve, colour[curve.label])
         _finish(ax, name, curves)
     axes[0].set_ylabel("loss (nats a token)")
+    axes[0].legend(frameon=False, fontsize=8.5)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
@@ -142,4 +143,3 @@ def _finish(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(frameon=False, fontsize=8.5)
