@@ -34,15 +34,24 @@ PAPER_FORM = {
     "memory.latents_used": 32,
     "memory.fusion_args": {},
 }
+SEQUENCE = {"memory.latents_used": 16, "memory.fusion_args": {}}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "baseline": ("no memory (k = 0)", {"memory.k": 0}),
+    "baseline": ("baseline: no memory", {**SEQUENCE, "memory.k": 0}),
     "soft_prompt": (
-        "learned 32-token soft prompt",
+        "control: learned 32-token soft prompt",
         {**PAPER_FORM, "memory.control": "soft_prompt"},
     ),
-    "random": ("best form, random neighbours", {"memory.control": "random_neighbours"}),
-    "untrained": ("best form, untrained Perceiver", {"memory.control": "untrained_perceiver"}),
+    "random": ("control: best form, random neighbours", {"memory.control": "random_neighbours"}),
+    "untrained": (
+        "control: best form, untrained Perceiver",
+        {"memory.control": "untrained_perceiver"},
+    ),
     "paper": ("TinyAlign, the paper's width fusion", PAPER_FORM),
+    "sequence_random": (
+        "sequence fusion, no prompt, random neighbours",
+        {**SEQUENCE, "memory.control": "random_neighbours"},
+    ),
+    "sequence": ("TinyAlign, sequence fusion, no prompt", SEQUENCE),
     "best": ("TinyAlign, best form", {}),
 }
 LINES = {
@@ -51,6 +60,8 @@ LINES = {
     "random": "#edc948",
     "untrained": "#e15759",
     "paper": "#4e79a7",
+    "sequence_random": "#c9b27c",
+    "sequence": "#76b7b2",
     "best": "#2b8a3e",
 }
 
@@ -127,7 +138,7 @@ def finished() -> dict[str, list[int]]:
     """Seeds of each arm that have run."""
     seeds: dict[str, list[int]] = {}
     for arm in ARMS:
-        paths = RUNS.glob(f"{arm}-*/finished.json")
+        paths = RUNS.glob(f"{arm}-[0-9]*/finished.json")
         seeds[arm] = sorted(int(path.parent.name.rsplit("-", 1)[1]) for path in paths)
     return {arm: found for arm, found in seeds.items() if found}
 
@@ -211,14 +222,14 @@ def table(summary: dict[str, Any]) -> str:
     steps = list(next(iter(arms.values()))["loss"])
     last = steps[-1]
     head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps)]
-    head += [f"against baseline @{last}", f"against random @{steps[1]}", "CIDEr"]
+    against = ("baseline", "soft_prompt", "random")
+    head += [*(f"against {other} @{last}" for other in against), "CIDEr"]
     rows = [head, ["---"] * len(head)]
     for _arm, entry in arms.items():
         cells = [entry["form"], str(len(entry["seeds"]))]
         cells.append(f"{entry['trained_parameters'] / 1e6:.2f} M")
         cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]
-        cells.append(percent(entry["below"].get("baseline", {}).get(last)))
-        cells.append(percent(entry["below"].get("random", {}).get(steps[1])))
+        cells += [percent(entry["below"].get(other, {}).get(last)) for other in against]
         scores = [one["cider"] for one in entry["captions"].values()]
         cells.append(
             f"{sum(s['value'] for s in scores) / len(scores):.3f} "

@@ -129,3 +129,26 @@ def test_settings_out_of_range_are_explained():
         config(memory_latents_used=33)
     with pytest.raises(ConfigError, match="memory_fusion_args"):
         connector(memory_k=1, memory_fusion_args={"gates": 2})
+
+
+def test_prompt_tokens_stand_before_the_memories_and_do_not_depend_on_them():
+    settings = {
+        "memory_k": 2,
+        "memory_fusion": "sequence",
+        "memory_latents_used": 4,
+        "memory_fusion_args": {"prompt_tokens": 3},
+    }
+    made = connector(**settings)
+    values = torch.randn(2, 2, 32, 96)
+    tokens = made(values)
+    assert tokens.shape[1] == config(**settings).n_memory_tokens == 3 + 2 * 4
+    torch.testing.assert_close(tokens[0, :3], tokens[1, :3])
+    assert not torch.allclose(tokens[0, 3:], tokens[1, 3:])
+    torch.testing.assert_close(made(values * 2)[:, :3], tokens[:, :3])
+    assert 0.02 < rms(tokens[:, :3]) < 0.3
+
+
+def test_a_negative_prompt_is_refused():
+    args = {"prompt_tokens": -1}
+    with pytest.raises(ConfigError, match="prompt_tokens"):
+        MemoryConnector(config(memory_k=1, memory_fusion="sequence", memory_fusion_args=args))

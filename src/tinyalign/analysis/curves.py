@@ -53,9 +53,10 @@ def read_curve(metrics: str | Path, label: str) -> Curve:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean over a window of `width` values around each one, narrower at both ends.
+    """Mean over a window of `width` values around each one.
 
-    The window stays symmetric, so the curve is neither late nor early.
+    At the start, where a loss falls fast, the window is narrower, so that the curve is not late;
+    at the end it is what is left of it.
     """
     sums = [0.0]
     for value in values:
@@ -63,8 +64,9 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     half = max(0, width - 1) // 2
     means = []
     for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        means.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+        first = i - min(half, i)
+        last = min(2 * i - first, len(values) - 1)
+        means.append((sums[last + 1] - sums[first]) / (last - first + 1))
     return means
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tinyalign.model.configuration import TinyAlignConfig
 
 
+PROMPT_WIDTH = 5
+"""A learned prompt token is as wide as so many latents: the paper's k."""
+
+
 class LatentSkip(nn.Module):
     """A linear map of its own for each latent position: (..., n, w) -> (..., n, d)."""
 
@@ -96,28 +100,48 @@ class WidthFusion(nn.Module):
 
 
 class SequenceFusion(nn.Module):
-    """The first n latents of each memory, one memory after the other, through a shared MLP."""
+    """The first n latents of each memory, one memory after the other, through a shared MLP.
 
-    def __init__(self, config: TinyAlignConfig) -> None:
+    With `prompt_tokens` that many learned tokens, the same for every input, stand before them: a
+    frozen LLM gains from a soft prompt whatever is retrieved, and memories add to it. They come
+    from a learned table through an MLP of their own, as the soft-prompt control does.
+    """
+
+    def __init__(self, config: TinyAlignConfig, prompt_tokens: int = 0) -> None:
         super().__init__()
+        if prompt_tokens < 0:
+            raise ConfigError(f"prompt_tokens must be 0 or more, found {prompt_tokens}")
         self.n_latents = config.memory_latents_used
         self.mlp = _memory_mlp(config, config.memory_shape[1])
         self.skip = _skip(config, self.n_latents)
+        self.prompt: nn.Parameter | None = None
+        if prompt_tokens:
+            width = config.memory_shape[1] * PROMPT_WIDTH
+            self.prompt = nn.Parameter(torch.empty(prompt_tokens, width))
+            self.prompt_mlp = _memory_mlp(config, width)
 
     @staticmethod
     def n_tokens(config: TinyAlignConfig) -> int:
-        return config.memory_k * config.memory_latents_used
+        prompt = (config.memory_fusion_args or {}).get("prompt_tokens", 0)
+        return prompt + config.memory_k * config.memory_latents_used
 
     def reset_parameters(self) -> None:
         _reset(self.mlp, self.skip)
+        if self.prompt is not None:
+            init.normal_(self.prompt, mean=0.0, std=1.0)
+            self.prompt_mlp.reset_parameters()
 
     def forward(self, values: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-        """(B, k, L, w) -> (B, k*n, d)"""
+        """(B, k, L, w) -> (B, p + k*n, d)"""
         used = values[:, :, : self.n_latents]  # (B, k, n, w)
         tokens = self.mlp(used)
         if self.skip is not None:
             tokens = tokens + self.skip(used)
-        return tokens.flatten(1, 2)  # (B, k, n, d) -> (B, k*n, d)
+        tokens = tokens.flatten(1, 2)  # (B, k, n, d) -> (B, k*n, d)
+        if self.prompt is None:
+            return tokens
+        prompt = self.prompt_mlp(self.prompt).expand(len(tokens), -1, -1)  # (B, p, d)
+        return torch.cat([prompt, tokens], dim=1)
 
 
 FUSIONS: dict[str, Any] = {"width": WidthFusion, "sequence": SequenceFusion}
