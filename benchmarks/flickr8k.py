@@ -3,6 +3,8 @@
     python benchmarks/flickr8k.py run [--arms A B ...] [--seeds 0 1 2] [--workers 2]
     python benchmarks/flickr8k.py report
 
+Arms without a finished run are left out of the report.
+
 `run` trains every arm with every seed at equal steps and equal everything else (the shipped recipe
 smollm2-135m-efficientnet-flickr8k, one pass over 6,000 photos) and judges it on the dev split;
 what is finished already is not run again. `report` writes the table, its numbers and the loss

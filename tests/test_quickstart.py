@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ConfigError
 from tinyalign.quickstart import (
     BASELINE_SHARE,
@@ -14,17 +15,28 @@ from tinyalign.quickstart import (
     MOST_STEPS,
     TEST_QUESTIONS,
     plan_steps,
+    question_alone,
     run,
 )
 
 
 @given(st.floats(60, 1200), st.floats(0.5, 10), st.floats(0, 60))
 def test_planned_training_fits_the_time_left(left, step_seconds, overhead):
-    plan = plan_steps(left, step_seconds, overhead)
+    plan = plan_steps(20, left, step_seconds, overhead)
     assert FEWEST_STEPS <= plan.steps <= MOST_STEPS
     assert plan.questions <= TEST_QUESTIONS
     needed = 2 * overhead + plan.steps * step_seconds * (1 + BASELINE_SHARE)
     assert needed <= left or plan.steps == FEWEST_STEPS
+
+
+def test_the_question_alone_answers_as_training_did_most_often():
+    def sample(question: str, answer: str) -> Sample:
+        turns = (Message("user", question), Message("assistant", answer))
+        return Sample(id=question + answer, images=(), messages=turns)
+
+    train = [sample("colour?", "red"), sample("colour?", "blue"), sample("colour?", "blue")]
+    test = [sample("colour?", "blue"), sample("colour?", "red"), sample("shape?", "blue")]
+    assert question_alone(train, test) == pytest.approx(1 / 3)
 
 
 def test_no_time_is_an_error(tmp_path):
@@ -70,6 +82,8 @@ def test_it_compares_both_arms_and_leaves_table_and_pictures(
     assert "Try next" in shown
     assert (out / "example.png").is_file()
 
+    with pytest.raises(ConfigError, match="another folder"):
+        run(out, minutes=2, device="cpu", overrides=tiny)
     plan = summary["plan"]
     run(out, minutes=1, device="cpu", overrides=tiny)  # once more: nothing is trained again
     assert json.loads((out / "summary.json").read_text())["plan"] == plan

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger("tinyalign")
+TERMINAL = "tinyalign-terminal"
 
 
 def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None = None) -> None:
@@ -22,7 +23,7 @@ def setup_logging(level: int = logging.INFO, file: str | os.PathLike[str] | None
     """
     logger.setLevel(level)
     logger.propagate = False
-    if not any(getattr(handler, "of_tinyalign", False) for handler in logger.handlers):
+    if not any(handler.name == TERMINAL for handler in logger.handlers):
         logger.addHandler(_terminal_handler())
     if file is not None:
         known = {getattr(handler, "baseFilename", None) for handler in logger.handlers}
@@ -42,7 +43,7 @@ def _terminal_handler() -> logging.Handler:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.of_tinyalign = True  # type: ignore[attr-defined]
+    handler.set_name(TERMINAL)
     return handler
 
 

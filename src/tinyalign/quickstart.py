@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +32,7 @@ from tinyalign.evaluation.runner import evaluate
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.serving.load import load
+from tinyalign.training.features import Features, FeatureSource
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.prepare import MemoryPreparer
 from tinyalign.training.recipe import Recipe
@@ -78,6 +80,8 @@ class Plan:
 
     steps: int
     questions: int
+    minutes: float
+    """The budget it was made for."""
 
 
 def run(
@@ -110,14 +114,16 @@ def run(
         "arms at equal steps, and a test of both; at most %.0f minutes on two cores", minutes,
     )  # fmt: skip
     clock.say(1, 5, "frozen features, the Perceiver, the memory bank and neighbours")
-    bank = _prepare(base, out)
+    bank, features = _prepare(base, out)
     plan = _plan(base, out, clock)
     costs = _train_arms(base, out, plan, clock)
     clock.say(5, 5, f"asking both models {plan.questions} questions of the official test split")
     test = draw(open_source(_test_source(base), seed), plan.questions, seed)
-    judged = {arm: _judge(arm, out, test, base, seed) for arm in ARMS}
+    seen = features.cover(test)
+    judged = {arm: _judge(arm, out, test, seen, base, seed) for arm in ARMS}
     _pictures(out, judged, test, bank)
-    _summarise(out, plan, judged, costs, clock)
+    blind = question_alone(open_source(base.data.pretrain, seed), test)
+    _summarise(out, plan, blind, judged, costs, clock)
     _next_steps(out, base, test[0])
     return out
 
@@ -150,7 +156,7 @@ def _arm(base: Recipe, out: Path, arm: str, steps: int) -> Recipe:
 # -- phases ------------------------------------------------------------------------------------
 
 
-def _prepare(base: Recipe, out: Path) -> MemoryBank:
+def _prepare(base: Recipe, out: Path) -> tuple[MemoryBank, FeatureSource]:
     """Everything that is computed once; the arms find it in the cache."""
     folder = out / "prepared"
     folder.mkdir(exist_ok=True)
@@ -159,14 +165,20 @@ def _prepare(base: Recipe, out: Path) -> MemoryBank:
     preparer: MemoryPreparer = workshop.memory
     bank = preparer.bank()
     workshop.dataset(base.data.pretrain)
-    return bank
+    return bank, workshop.features
 
 
 def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:
     """Steps that fit the time left, from a few timed steps of both stages with memory."""
     path = out / PLAN
     if path.is_file():
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        found = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        if found.minutes != clock.minutes:
+            raise ConfigError(
+                f"{out}: holds a quickstart of {found.minutes:g} minutes, {clock.minutes:g} are asked "
+                "for now; name another folder with --out, or remove this one"
+            )
+        return found
     clock.say(2, 5, "timing a few steps of both stages")
     began = time.monotonic()
     probe = _arm(base, out, "probe", PROBE_STEPS)
@@ -175,7 +187,8 @@ def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:
     overhead = time.monotonic() - began
     seconds = [_step_seconds(out / "probe" / s) for s in ("pretrain", "finetune")]
     shutil.rmtree(out / "probe", ignore_errors=True)
-    plan = plan_steps(clock.left, sum(seconds), overhead - PROBE_STEPS * sum(seconds))
+    loading = overhead - PROBE_STEPS * sum(seconds)
+    plan = plan_steps(clock.minutes, clock.left, sum(seconds), loading)
     path.write_text(json.dumps(vars(plan)), encoding="utf-8")
     logger.info(
         "plan: %.1f s a step of both stages with memory, so %d steps a stage and arm",
@@ -184,8 +197,8 @@ def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:
     return plan
 
 
-def plan_steps(left: float, step_seconds: float, overhead: float) -> Plan:
-    """How many steps and questions fit into `left` seconds.
+def plan_steps(minutes: float, left: float, step_seconds: float, overhead: float) -> Plan:
+    """How many steps and questions fit into the `left` seconds of a budget of `minutes`.
 
     step_seconds: a step of stage 1 and one of stage 2, with memory; overhead: loading and saving
     of the two stages of one arm. Both arms take the same number of steps.
@@ -195,7 +208,7 @@ def plan_steps(left: float, step_seconds: float, overhead: float) -> Plan:
     steps = max(FEWEST_STEPS, min(MOST_STEPS, steps))
     # Asking a question costs about as much as training on one in stage 1.
     questions = int(left * EVALUATION_SHARE / (2 * step_seconds / 16))
-    return Plan(steps, max(50, min(TEST_QUESTIONS, questions)))
+    return Plan(steps, max(50, min(TEST_QUESTIONS, questions)), minutes)
 
 
 def _step_seconds(folder: Path) -> float:
@@ -222,7 +235,7 @@ def _train_arms(base: Recipe, out: Path, plan: Plan, clock: Clock) -> dict[str, 
 
 
 def _judge(
-    arm: str, out: Path, test: Sequence[Sample], base: Recipe, seed: int
+    arm: str, out: Path, test: Sequence[Sample], features: Features, base: Recipe, seed: int
 ) -> tuple[Results, list[Prediction]]:
     path = out / arm / "test" / "results.json"
     if not path.is_file():
@@ -230,9 +243,22 @@ def _judge(
         loaded = load(run_folder, None if arm == "baseline" else run_folder, device=base.device)
         evaluate(
             loaded.model, loaded.processor, test, task="easy_vqa", retriever=loaded.retriever,
-            batch_size=32, seed=seed, out=path,
+            batch_size=32, seed=seed, out=path, cached_features=features,
         )  # fmt: skip
     return read_results(path), read_predictions(path.parent / "predictions.jsonl")
+
+
+def question_alone(train_samples: Sequence[Sample], test: Sequence[Sample]) -> float:
+    """Accuracy of the most frequent training answer to the same question, image unseen."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in train_samples:
+        answers[sample.instruction][sample.answer] += 1
+    right = [
+        sample.instruction in answers
+        and answers[sample.instruction].most_common(1)[0][0] == sample.answer
+        for sample in test
+    ]
+    return sum(right) / len(right)
 
 
 # -- what the user sees ------------------------------------------------------------------------
@@ -296,6 +322,7 @@ def _thumbnail(path: str) -> Image.Image | None:
 def _summarise(
     out: Path,
     plan: Plan,
+    blind: float,
     judged: dict[str, tuple[Results, list[Prediction]]],
     costs: dict[str, dict[str, float]],
     clock: Clock,
@@ -303,7 +330,8 @@ def _summarise(
     table = Table(title=f"easy-VQA, official test split, {plan.questions} questions")
     for name in ("", "accuracy [95 %]", "loss a token [95 %]", "training", "peak memory"):
         table.add_column(name, justify="left" if not name else "right")
-    summary: dict[str, Any] = {"plan": vars(plan), "arms": {}}
+    table.add_row("the question alone (no model)", f"{blind:.1%}", "", "", "")
+    summary: dict[str, Any] = {"plan": vars(plan), "question_alone": blind, "arms": {}}
     for arm, name in ARMS.items():
         results = judged[arm][0]
         accuracy, loss, cost = results.metrics["accuracy"], results.metrics["loss"], costs[arm]
