@@ -175,8 +175,8 @@ def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:
         found = Plan(**json.loads(path.read_text(encoding="utf-8")))
         if found.minutes != clock.minutes:
             raise ConfigError(
-                f"{out}: holds a quickstart of {found.minutes:g} minutes, {clock.minutes:g} are asked "
-                "for now; name another folder with --out, or remove this one"
+                f"{out}: holds a quickstart of {found.minutes:g} minutes, not of "
+                f"{clock.minutes:g}; name another folder with --out, or remove this one"
             )
         return found
     clock.say(2, 5, "timing a few steps of both stages")
