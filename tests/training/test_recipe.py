@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tinyalign.data.templates import CHAT_TEMPLATES
 from tinyalign.errors import ConfigError
 from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, Recipe
 from tinyalign.training.recipe_files import find_recipe, load_recipe, save_recipe, shipped_recipes
+from tinyalign.training.sources import memory_samples
 from tinyalign.training.stage_args import StageArgs
 
 PAPER = [
@@ -139,3 +142,11 @@ def test_a_batch_is_shared_by_processes_and_micro_batches() -> None:
 def test_seed_must_not_be_negative() -> None:
     with pytest.raises(ConfigError, match="seed"):
         Recipe(data=DataArgs(pretrain=DataSource("a.json")), seed=-1)
+
+
+def test_every_caption_can_be_remembered_while_one_is_trained_on(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"x", b"y"], "captions": [["a", "b"], ["c"]]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    source = DataSource(path=str(tmp_path / "pairs.parquet"), captions="first")
+    assert len(memory_samples(MemoryArgs(), source)) == 2
+    assert len(memory_samples(MemoryArgs(captions="all"), source)) == 3

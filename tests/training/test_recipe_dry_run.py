@@ -95,7 +95,6 @@ def test_two_steps(
         "data.pretrain.format": "auto",
         "data.pretrain.image_folder": None,
         "data.max_length": 512,  # bytes, nearly: the tiny tokenizer knows few words
-        "memory.data": None,
         "data.cache_folder": str(cache_folder),
         "memory.compress.max_steps": 1,
         "memory.compress.vocab_size": 300,

@@ -178,6 +178,9 @@ class MemoryArgs:
     """Chance that a training sample sees no memory at all."""
     data: DataSource | None = None
     """Pairs to remember; by default those of stage 1."""
+    captions: Literal["first", "all", "random"] | None = None
+    """Captions of an image to remember, where they are not those of stage 1: "all" makes an entry
+    of each."""
     entries: int | None = 100_000
     """At most so many entries, drawn with `seed`; all where it is none."""
     seed: int = 0

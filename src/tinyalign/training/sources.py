@@ -32,7 +32,10 @@ def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
 
 def memory_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:
     """What the bank is made of: at most `memory.entries` samples, drawn with `memory.seed`."""
-    samples = open_source(memory.data or pretrain, memory.seed)
+    source = memory.data or pretrain
+    if memory.captions is not None:
+        source = replace(source, captions=memory.captions)
+    samples = open_source(source, memory.seed)
     return draw(samples, memory.entries, memory.seed)
 
 
