@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -137,19 +137,14 @@ def _test_source(base: Recipe) -> Any:
     source = base.data.finetune_eval
     if source is None:
         raise ConfigError(f"recipe {RECIPE}: expected data.finetune_eval to judge on, found none")
-    return _with(source, limit=None)
-
-
-def _with(value: Any, **changes: Any) -> Any:
-    """A dataclass with some fields changed."""
-    return type(value)(**{**vars(value), **changes})
+    return replace(source, limit=None)
 
 
 def _arm(base: Recipe, out: Path, arm: str, steps: int) -> Recipe:
-    recipe = _with(base, output=str(out / arm))
+    recipe = replace(base, output=str(out / arm))
     for stage in ("pretrain", "finetune"):
-        args = _with(getattr(base, stage), max_steps=steps, checkpoint_steps=100)
-        recipe = _with(recipe, **{stage: args})
+        args = replace(getattr(base, stage), max_steps=steps, checkpoint_steps=100)
+        recipe = replace(recipe, **{stage: args})
     return recipe.with_k(0) if arm == "baseline" else recipe
 
 
@@ -160,7 +155,7 @@ def _prepare(base: Recipe, out: Path) -> tuple[MemoryBank, FeatureSource]:
     """Everything that is computed once; the arms find it in the cache."""
     folder = out / "prepared"
     folder.mkdir(exist_ok=True)
-    prepared = _with(base, output=str(folder))
+    prepared = replace(base, output=str(folder))
     workshop = Workshop(prepared, RunFolder(prepared), "pretrain")
     preparer: MemoryPreparer = workshop.memory
     bank = preparer.bank()
@@ -182,7 +177,7 @@ def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:
     clock.say(2, 5, "timing a few steps of both stages")
     began = time.monotonic()
     probe = _arm(base, out, "probe", PROBE_STEPS)
-    probe = _with(probe, data=_with(probe.data, pretrain_eval=None, finetune_eval=None))
+    probe = replace(probe, data=replace(probe.data, pretrain_eval=None, finetune_eval=None))
     train(probe, resume=False)
     overhead = time.monotonic() - began
     seconds = [_step_seconds(out / "probe" / s) for s in ("pretrain", "finetune")]

@@ -141,5 +141,5 @@ def _try(
     """The rendered text; None where the template refuses (some know no system turn)."""
     try:
         return render(tokenizer, template, chat, prompt)[0]
-    except Exception:
+    except Exception:  # a template is a stranger's program: it may raise anything
         return None
