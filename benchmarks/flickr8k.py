@@ -35,8 +35,13 @@ PAPER_FORM = {
     "memory.linear_skip": False,
     "memory.latents_used": 32,
     "memory.fusion_args": {},
+    "memory.drop_probability": 0.0,
 }
-SEQUENCE = {"memory.latents_used": 16, "memory.fusion_args": {}}
+SEQUENCE = {
+    "memory.latents_used": 16,
+    "memory.fusion_args": {},
+    "memory.drop_probability": 0.0,
+}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline: no memory", {**SEQUENCE, "memory.k": 0}),
     "soft_prompt": (
@@ -54,6 +59,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SEQUENCE, "memory.control": "random_neighbours"},
     ),
     "sequence": ("TinyAlign, sequence fusion, no prompt", SEQUENCE),
+    "no_drop": ("TinyAlign, best form without drop-out", {"memory.drop_probability": 0.0}),
     "best": ("TinyAlign, best form", {}),
 }
 LINES = {
@@ -64,6 +70,7 @@ LINES = {
     "paper": "#4e79a7",
     "sequence_random": "#c9b27c",
     "sequence": "#76b7b2",
+    "no_drop": "#8fd19e",
     "best": "#2b8a3e",
 }
 

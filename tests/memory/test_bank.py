@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ def test_a_bank_holds_what_the_samples_said(bank, samples, compressor) -> None:
     assert bank.image_hashes[0] == bank.image_hashes[9] != bank.image_hashes[1]
     assert bank.keys.shape == (12, compressor.key_function.dim)
     assert bank.values.shape == (12, 8, 8)
-    assert bank.values.dtype == np.float16
+    assert bank.values.dtype == np.float32
+    assert bank.keys.dtype == np.float16
     with pytest.raises(IndexError):
         bank.entry(12)
 
@@ -58,7 +60,7 @@ def test_gather_takes_rows_and_gives_zeros_for_absent_ones(bank, rows) -> None:
     assert values.shape == (1, len(rows), 8, 8)
     assert values.dtype == torch.float32
     for row, value in zip(rows, values[0]):
-        expected = bank.values[row].astype(np.float32) if row >= 0 else np.zeros((8, 8))
+        expected = bank.values[row] if row >= 0 else np.zeros((8, 8))
         assert (value.numpy() == expected).all()
 
 
@@ -92,26 +94,35 @@ def test_a_whole_bank_verifies(bank) -> None:
     bank.verify()
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "keys.f32", "values.f16", "entries.sqlite"])
-@pytest.mark.parametrize("damage", ["missing", "truncated", "longer"])
+FILES = ["keys-1.f16", "values-1.i8", "entries-1-1.sqlite"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", *FILES])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_opening_a_damaged_bank_names_the_file(name: str, damage: str, copy: Path) -> None:
     path = copy / name
     if damage == "missing":
         path.unlink()
-    elif damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-7])
     else:
-        path.write_bytes(path.read_bytes() + b"junk")
+        path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(BankError, match=name):
         MemoryBank.open(copy)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_what_a_writer_has_not_committed_yet_is_not_seen(name: str, bank, copy: Path) -> None:
+    with open(copy / name, "ab") as file:
+        file.write(b"half a record")
+    found = MemoryBank.open(copy)
+    found.verify()
+    assert found.hash == bank.hash
+    assert (found.values == bank.values).all()
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "keys.f32",
-        "values.f16",
-        "entries.sqlite",
+        *FILES,
         "compressor/model.safetensors",
         "compressor/key.safetensors",
         "compressor/tokenizer.json",
@@ -147,21 +158,49 @@ def test_a_manifest_of_something_else_is_refused(content, copy: Path) -> None:
         MemoryBank.open(copy)
 
 
-def test_dimensions_that_do_not_fit_the_files_are_refused(copy: Path) -> None:
+def rewritten(copy: Path, **changes) -> None:
+    """The manifest with other facts, and a hash that fits them."""
     path = copy / "manifest.json"
     content = json.loads(path.read_text())
     content.pop("hash")
-    content["count"] = 11
+    content |= changes
     path.write_text(json.dumps(content | {"hash": hash_json(content)}))
-    with pytest.raises(BankError, match=r"keys\.f32"):
+
+
+def test_dimensions_that_do_not_fit_the_files_are_refused(copy: Path) -> None:
+    rewritten(copy, key_dim=4096)
+    with pytest.raises(BankError, match=r"keys-1\.f16: expected \d+ bytes"):
         MemoryBank.open(copy)
 
 
+def test_rows_that_no_key_belongs_to_are_named(bank, copy: Path) -> None:
+    segment = asdict(bank.manifest.segments[0]) | {"stop": 10}
+    rewritten(copy, segments=[segment])
+    with pytest.raises(BankError, match=r"entries-1-1\.sqlite: 2 orphan rows \(first 10\)"):
+        MemoryBank.open(copy).verify()
+
+
+def test_a_removal_that_the_manifest_does_not_count_is_named(copy: Path) -> None:
+    rewritten(copy, removed=3)
+    with pytest.raises(BankError, match="0 removed rows.*manifest says 3"):
+        MemoryBank.open(copy).verify()
+
+
 def test_a_damaged_entry_file_is_named_when_it_is_read(copy: Path) -> None:
-    path = copy / "entries.sqlite"
+    path = copy / "entries-1-1.sqlite"
     path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(BankError, match=r"entries\.sqlite"):
+    with pytest.raises(BankError, match=r"entries-1-1\.sqlite"):
         _ = MemoryBank.open(copy).ids
+
+
+def test_all_damage_is_named_at_once(copy: Path) -> None:
+    for name in FILES:
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+    problems = list(MemoryBank.open(copy).problems())
+    assert len(problems) == 3
+    assert all(any(name in problem for problem in problems) for name in FILES)
 
 
 def test_a_missing_folder_is_a_bank_error(tmp_path: Path) -> None:

@@ -34,9 +34,10 @@ def test_keys_and_values_are_those_of_the_compressor(bank, samples, vision, comp
     features = vision.encode([load_image(sample.images[0]) for sample in samples])
     keys = compressor.keys(features, [sample.instruction for sample in samples])
     values = compressor.values(features, [sample.text for sample in samples])
-    torch.testing.assert_close(torch.from_numpy(bank.keys), keys, atol=1e-5, rtol=0)
-    stored = torch.from_numpy(bank.values).float()
-    torch.testing.assert_close(stored, values, atol=5e-3, rtol=0)
+    stored = torch.from_numpy(bank.keys).float()
+    torch.testing.assert_close(stored, keys, atol=5e-4, rtol=0)
+    step = values.abs().amax(dim=-1, keepdim=True) / 127  # of an 8-bit code
+    assert ((torch.from_numpy(bank.values) - values).abs() <= 0.51 * step).all()
 
 
 def test_the_same_input_gives_the_same_bytes(samples, vision, compressor, bank, tmp_path) -> None:
@@ -57,7 +58,7 @@ def test_cached_features_give_the_same_bank_as_live_ones(
     cache = vision.encode([load_image(sample.images[0]) for sample in samples])
     cached = build_bank(samples, vision, compressor, tmp_path, batch_size=4, features=cache).bank
     torch.testing.assert_close(
-        torch.from_numpy(cached.keys), torch.from_numpy(bank.keys), atol=1e-5, rtol=0
+        torch.from_numpy(cached.keys), torch.from_numpy(bank.keys), atol=1e-3, rtol=0
     )
 
 

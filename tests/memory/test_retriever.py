@@ -48,7 +48,7 @@ def test_the_values_are_those_of_the_ids(bank, compressor, features, ids) -> Non
         assert torch.equal(found.values[b], bank.gather(rows))
         assert (found.scores[b].diff() <= 0).all()
     assert [names[0] for names in found.ids[:9]] == bank.ids[:9]  # itself, where not excluded
-    torch.testing.assert_close(found.scores[:, 0], torch.ones(12))
+    torch.testing.assert_close(found.scores[:, 0], torch.ones(12), atol=1e-3, rtol=0)  # fp16 keys
 
 
 def test_spare_slots_are_masked_zeros(bank, compressor, features) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from tinyalign.errors import ConfigError
-from tinyalign.memory.search import exact_topk
+from tinyalign.memory.search import ExactSearch, exact_topk, grouped_topk
 
 
 def brute_force(queries: np.ndarray, keys: np.ndarray, k: int, banned: list[set[int]]):
@@ -25,8 +25,12 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
     return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-@settings(max_examples=60, deadline=None)
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@settings(max_examples=100, deadline=None)
 @given(
+    dtype=st.sampled_from(DTYPES),
     n=st.integers(1, 60),
     distinct=st.integers(1, 20),
     k=st.sampled_from([0, 1, 5, 10]),
@@ -34,18 +38,58 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_search_equals_brute_force(n, distinct, k, block, seed, data) -> None:
+def test_search_equals_brute_force(dtype, n, distinct, k, block, seed, data) -> None:
     """Repeated keys, so ties everywhere; any block size; exclusions; banks smaller than k."""
     picks = torch.randint(distinct, (n,), generator=torch.Generator().manual_seed(seed))
     keys = unit(distinct, 7, seed)[picks]
     queries = unit(4, 7, seed + 1)
     banned = [set(data.draw(st.lists(st.integers(0, n - 1), max_size=n))) for _ in range(4)]
-    indices, scores = exact_topk(queries, keys.numpy(), k, [list(out) for out in banned], block)
+    exclude = [list(out) for out in banned]
+    indices, scores = exact_topk(queries, keys.numpy(), k, exclude, block=block, dtype=dtype)
     assert indices.tolist() == brute_force(queries.numpy(), keys.numpy(), k, banned)
     for b in range(4):
         for row, score in zip(indices[b].tolist(), scores[b].tolist()):
             expected = float(queries[b] @ keys[row]) if row >= 0 else 0.0
             assert score == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [40_000, 40_013])
+def test_large_banks_are_searched_by_groups_and_still_exactly(dtype, n: int) -> None:
+    keys, queries = unit(n, 8, 0), unit(3, 8, 1)
+    hidden = np.arange(0, n, 7)
+    search = ExactSearch(keys.half().numpy(), dtype=dtype)
+    indices, scores = search.topk(queries, 6, hidden=hidden)
+    stored = keys.half().float().numpy()
+    expected = brute_force(queries.numpy(), stored, 6, [set(hidden.tolist())] * 3)
+    assert indices.tolist() == expected
+    assert (scores.diff() <= 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(600, 1000), k=st.integers(1, 4), seed=st.integers(0, 99))
+def test_the_best_of_the_best_groups_are_the_best(n: int, k: int, seed: int) -> None:
+    scores = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
+    values, rows = grouped_topk(scores, k)
+    assert torch.equal(values, scores.T.topk(k).values)
+    assert torch.equal(scores.T.gather(1, rows), values)
+
+
+def test_a_longer_bank_is_searched_by_copying_only_what_is_new() -> None:
+    keys, queries = unit(300, 8, 0).numpy(), unit(4, 8, 1)
+    before = ExactSearch(keys[:200])
+    before.topk(queries, 3)
+    after = ExactSearch(keys, before=before)
+    assert all(map(torch.equal, after.topk(queries, 3), exact_topk(queries, keys, 3)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_never_costs_a_neighbour(dtype) -> None:
+    """Keys that differ by less than the rough scores can tell, among many."""
+    base = unit(1, 64, 0)
+    keys = normalize(base + 1e-3 * torch.randn(5000, 64), dim=1).numpy()
+    indices, _ = exact_topk(base, keys, 5, dtype=dtype)
+    assert indices.tolist() == brute_force(base.numpy(), keys, 5, [set()])
 
 
 @pytest.mark.parametrize("block", [64, 1000, 5000])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,49 +15,87 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import BankError
-from tinyalign.hashing import hash_file
+from tinyalign.hashing import DIGITS, hash_file
 from tinyalign.memory.entries import Entries, Entry
-from tinyalign.memory.manifest import Manifest
+from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
 
-KEYS, VALUES, ENTRIES = "keys.f32", "values.f16", "entries.sqlite"
 COMPRESSOR = "compressor"
+DAMAGED = "restore it from a copy or build the bank again"
+HASH_BLOCK = 1 << 22  # bytes read at a time
 
 
 class MemoryBank:
-    """A committed bank: keys K_m (N, d_k) fp32, values E_R (N, 32, 96) fp16, and its entries.
+    """A reader's view of a bank: keys K_m, values E_R, and who they belong to.
 
-    The folder holds manifest.json, keys.f32, values.f16, entries.sqlite, and in compressor/
-    the Perceiver, tokenizer and key function that made it, so that it can be queried with
-    nothing else at hand.
+    A row is an entry's place on disk and keeps its number until the bank is compacted; removed
+    entries leave their row behind. A view stays as it was opened while a writer adds entries,
+    until `refresh`; removals show at once. The folder also holds, in compressor/, the Perceiver,
+    tokenizer and key function that made it, so that it can be queried with nothing else at hand.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Use `MemoryBank.open`."""
         self.folder = folder
+        self._show(manifest)
+
+    def _show(self, manifest: Manifest) -> None:
+        for name in ("ids", "texts", "image_hashes", "sources"):
+            self.__dict__.pop(name, None)
         self.manifest = manifest
-        self.entries = Entries(folder / ENTRIES)
-        m = manifest
-        self.keys = _mapped(folder / KEYS, "<f4", (m.count, m.key_dim))
-        self.values = _mapped(folder / VALUES, "<f2", (m.count, m.n_latents, m.d_latents))
+        self.entries = Entries([self.folder / one.name for one in manifest.segments])
+        self.coding = manifest.value_coding
+        self.keys = _mapped(
+            self.folder / manifest.keys_name, manifest.key_coding.record, manifest.rows
+        )
+        self.records = _mapped(
+            self.folder / manifest.values_name, self.coding.record, manifest.rows
+        )
+        self._removed: np.ndarray | None = None
+        self._seen: tuple[int, ...] = ()
 
     @classmethod
-    def open(cls, folder: str | Path) -> MemoryBank:
+    def open(cls, folder: str | Path, generation: int | None = None) -> MemoryBank:
         """Map a bank's files. Takes milliseconds whatever its size; file hashes are not read.
 
-        Raises BankError naming the file that is missing, damaged, of the wrong size, or from a
-        newer format. `verify` checks the content too.
+        generation: refuse a bank that was compacted since, because rows were renumbered.
+
+        Raises BankError naming the file that is missing, damaged, too short, or from another
+        format. `verify` checks the content too.
         """
         folder = Path(folder)
-        manifest = Manifest.read(folder)
-        for name in (KEYS, VALUES, ENTRIES):
-            _check_size(folder / name, manifest.files.get(name, {}).get("bytes"))
-        return cls(folder, manifest)
+        while True:
+            manifest = Manifest.read(folder)
+            if generation not in (None, manifest.generation):
+                raise BankError(f"{folder}: was compacted since it was opened; open it anew")
+            try:
+                for name, expected in manifest.sizes.items():
+                    _check_size(folder / name, expected)
+                return cls(folder, manifest)
+            except BankError:
+                if Manifest.read(folder).hash == manifest.hash:
+                    raise  # else a writer committed between the two: look again
+
+    def refresh(self) -> bool:
+        """Show what was committed since; returns whether anything was.
+
+        After a compaction rows have other numbers: `manifest.generation` tells.
+        """
+        before, latest = self.hash, MemoryBank.open(self.folder)
+        if latest.hash != before:
+            self._show(latest.manifest)
+        return latest.hash != before
 
     def __reduce__(self) -> tuple:
-        return MemoryBank.open, (self.folder,)  # workers map the files instead of copying them
+        # workers map the files instead of copying them
+        return MemoryBank.open, (self.folder, self.manifest.generation)
 
     def __len__(self) -> int:
-        return self.manifest.count
+        return self.rows - len(self.removed)
+
+    @property
+    def rows(self) -> int:
+        """Rows on disk that this view shows, removed ones included."""
+        return self.manifest.rows
 
     @property
     def hash(self) -> str:
@@ -67,96 +107,227 @@ class MemoryBank:
         """Where the Perceiver, its tokenizer and the key function lie."""
         return self.folder / COMPRESSOR
 
+    # -- removals -----------------------------------------------------------------------------
+
+    @property
+    def removed(self) -> np.ndarray:
+        """Rows of this view that are no longer in the bank (int64, sorted), as of now.
+
+        Looks at the manifest's time stamp each time, so that what another process removed is
+        gone from the next search. A bank that was compacted meanwhile keeps its last answer.
+        """
+        try:
+            found = os.stat(self.folder / MANIFEST)
+            stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
+        except OSError:
+            stamp = self._seen  # gone: the view lives on
+        if self._removed is None or stamp != self._seen:
+            rows = self._removed_now()
+            self._removed, self._seen = rows[rows < self.rows], stamp
+        return self._removed
+
+    def _removed_now(self) -> np.ndarray:
+        latest = self.manifest
+        if (self.folder / MANIFEST).is_file():
+            latest = Manifest.read(self.folder)
+        if latest.generation != self.manifest.generation:
+            return self.entries.removed() if self._removed is None else self._removed
+        if latest.hash == self.hash:
+            return self.entries.removed()
+        return MemoryBank.open(self.folder).entries.removed()
+
+    @property
+    def live(self) -> np.ndarray:
+        """Rows that are in the bank (int64, sorted)."""
+        keep = np.ones(self.rows, dtype=bool)
+        keep[self.removed] = False
+        return keep.nonzero()[0]
+
+    # -- entries ------------------------------------------------------------------------------
+
     @cached_property
     def ids(self) -> list[str]:
-        """Sample ids by row."""
+        """Sample ids by row, removed ones included."""
         return self.entries.column("id")
 
     @cached_property
     def texts(self) -> list[str]:
-        """Value texts by row."""
+        """Value texts by row, removed ones included."""
         return self.entries.column("text")
 
     @cached_property
     def image_hashes(self) -> list[str]:
-        """Hashes of the decoded images by row."""
+        """Hashes of the decoded images by row, removed ones included."""
         return self.entries.column("image_hash")
 
     @cached_property
     def sources(self) -> list[str]:
-        """Data sets by row."""
+        """Data sets by row, removed ones included."""
         return self.entries.column("source")
 
     def entry(self, row: int) -> Entry:
-        """The entry at a row. Raises IndexError outside 0..N-1."""
+        """The entry at a row. Raises IndexError outside 0..rows-1."""
         try:
             return self.entries.at([row])[row]
         except KeyError:
-            raise IndexError(f"row {row} of a bank with {len(self)} entries") from None
+            raise IndexError(f"row {row} of a bank with {self.rows} rows") from None
 
     def rows_of(self, ids: Iterable[str] = (), image_hashes: Iterable[str] = ()) -> list[int]:
         """Rows whose id or whose image is among these: what a query must not get, sorted."""
         by_id = self.entries.rows_with("id", ids)
         return sorted({*by_id, *self.entries.rows_with("image_hash", image_hashes)})
 
+    def rows_from(self, sources: Iterable[str]) -> np.ndarray:
+        """Rows in the bank that came from these data sets (int64, sorted).
+
+        Raises BankError naming the sources there are, for one that is not among them.
+        """
+        wanted, known = sorted(set(sources)), self.entries.sources()
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise BankError(
+                f"{self.folder}: no entry came from {', '.join(unknown)}; "
+                f"its sources are {', '.join(known) or 'none'}"
+            )
+        rows = np.asarray(self.entries.rows_with("source", wanted), dtype=np.int64)
+        return np.setdiff1d(rows, self.removed, assume_unique=True)
+
+    # -- values -------------------------------------------------------------------------------
+
+    @property
+    def values(self) -> np.ndarray:
+        """All values (rows, 32, 96) fp32, decoded: for small banks; else use `gather`."""
+        return self.coding.decode(self.records)
+
     def gather(self, indices: Tensor | np.ndarray) -> Tensor:
         """Values (..., 32, 96) fp32 at indices (...) int; -1 gives zeros."""
         rows = np.asarray(indices)
-        if rows.size and int(rows.max()) >= len(self):
+        if rows.size and int(rows.max()) >= self.rows:
             raise BankError(
-                f"{self.folder}: row {int(rows.max())} asked for, the bank has {len(self)}; "
+                f"{self.folder}: row {int(rows.max())} asked for, the bank has {self.rows}; "
                 "the neighbour table was made for another bank"
             )
-        shape = (*rows.shape, *self.values.shape[1:])
-        if not len(self):
-            return torch.zeros(shape)
-        values = torch.from_numpy(self.values[np.maximum(rows, 0)].astype(np.float32))
+        if not self.rows:
+            return torch.zeros((*rows.shape, self.coding.n_latents, self.coding.d_latents))
+        values = torch.from_numpy(self.coding.decode(self.records[np.maximum(rows, 0)]))
         values[torch.from_numpy(rows < 0)] = 0.0
         return values
 
-    def verify(self) -> None:
-        """Read every byte: file hashes and the number of entries. BankError names the damage."""
-        for name, expected in self.manifest.files.items():
-            path = self.folder / name
-            _check_size(path, expected["bytes"])
-            if hash_file(path) != expected["hash"]:
-                raise BankError(
-                    f"{path}: its content changed since it was committed; "
-                    "restore it from a copy or build the bank again"
+    # -- looking after it ---------------------------------------------------------------------
+
+    def problems(self) -> Iterator[str]:
+        """Read every byte; what does not fit the manifest, one sentence each. None: whole."""
+        for name, facts in self.manifest.compressor.items():
+            if problem := _wrong_file(self.folder / name, facts["bytes"], facts["hash"]):
+                yield problem
+        readable = []
+        for one in self.manifest.segments:
+            problem = _wrong_file(self.folder / one.name, one.bytes, one.hash)
+            if problem:
+                yield problem
+            else:
+                yield from self._wrong_rows(one)
+                readable.append(one)
+        yield from self._wrong_arrays()
+        if len(readable) == len(self.manifest.segments):
+            found = Entries([self.folder / one.name for one in readable]).removed()
+            if len(found) != self.manifest.removed or found.max(initial=-1) >= self.rows:
+                yield (
+                    f"{self.folder}: {len(found)} removed rows below {found.max(initial=-1) + 1}, "
+                    f"the manifest says {self.manifest.removed} of {self.rows}; {DAMAGED}"
                 )
-        if len(self.entries) != len(self):
-            raise BankError(
-                f"{self.folder / ENTRIES}: {len(self.entries)} entries, "
-                f"the manifest says {len(self)}"
+
+    def _wrong_rows(self, one: SegmentRecord) -> Iterator[str]:
+        path = self.folder / one.name
+        found = Entries([path]).segments[0].rows()
+        expected = set(range(one.start, one.stop))
+        if orphans := sorted(set(found) - expected):
+            yield (
+                f"{path}: {len(orphans)} orphan rows (first {orphans[0]}) that have no key and "
+                f"value, outside {one.start}..{one.stop - 1}; {DAMAGED}"
             )
+        if missing := sorted(expected - set(found)):
+            yield (f"{path}: {len(missing)} rows without an entry (first {missing[0]}); {DAMAGED}")
+
+    def _wrong_arrays(self) -> Iterator[str]:
+        for name, record, which in (
+            (self.manifest.keys_name, self.manifest.key_coding.record, "keys_hash"),
+            (self.manifest.values_name, self.coding.record, "values_hash"),
+        ):
+            path, size = self.folder / name, record.itemsize
+            expected = self.rows * size
+            if not path.is_file() or path.stat().st_size < expected:
+                yield _too_short(path, expected)
+                continue
+            for one in self.manifest.segments:
+                found = hash_range(path, one.start * size, one.stop * size)
+                if found != getattr(one, which):
+                    yield (
+                        f"{path}: rows {one.start} to {one.stop - 1} changed since they were "
+                        f"committed (hash {found}, expected {getattr(one, which)}); {DAMAGED}"
+                    )
+
+    def verify(self) -> None:
+        """Read every byte: hashes, counts, dimensions, orphan rows. BankError names the damage."""
+        if found := list(self.problems()):
+            raise BankError("\n".join(found))
 
     def info(self) -> dict[str, Any]:
-        """The manifest's facts and the size on disk, for people."""
+        """The manifest's facts, the sizes on disk and the loss of the coding, for people."""
         facts = asdict(self.manifest)
-        files = facts.pop("files")
-        return facts | {"hash": self.hash, "bytes": sum(f["bytes"] for f in files.values())}
+        for name in ("segments", "compressor"):
+            facts.pop(name)
+        sizes = self.manifest.sizes
+        files = self.manifest.compressor
+        return facts | {
+            "count": len(self),
+            "removed": len(self.removed),
+            "rows": self.rows,
+            "segments": len(self.manifest.segments),
+            "sources": self.entries.sources(),
+            "hash": self.hash,
+            "bytes": sum(sizes.values()),
+            "compressor_bytes": sum(size for name, size in sizes.items() if name in files),
+            "values_relative_error": self.manifest.coding_error.relative,
+        }
 
 
-def _check_size(path: Path, expected: int | None) -> None:
-    if expected is None:
-        raise BankError(f"{path}: the manifest does not mention it; the bank is not complete")
+def hash_range(path: Path, start: int, stop: int) -> str:
+    """Hash of the bytes start..stop-1 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < stop and (block := file.read(min(HASH_BLOCK, stop - start))):
+            digest.update(block)
+            start += len(block)
+    return digest.hexdigest()[:DIGITS]
+
+
+def _wrong_file(path: Path, size: int, expected: str) -> str | None:
+    try:
+        _check_size(path, size)
+    except BankError as error:
+        return str(error)
+    if path.stat().st_size != size or hash_file(path) != expected:
+        return f"{path}: its content changed since it was committed; {DAMAGED}"
+    return None
+
+
+def _check_size(path: Path, expected: int) -> None:
+    """A file may be longer than what is committed of it, never shorter."""
     if not path.is_file():
-        raise BankError(f"{path}: missing; restore it from a copy or build the bank again")
-    found = path.stat().st_size
-    if found != expected:
-        raise BankError(
-            f"{path}: expected {expected} bytes, found {found}; it was truncated or changed. "
-            "Restore it from a copy or build the bank again"
-        )
+        raise BankError(f"{path}: missing; {DAMAGED}")
+    if path.stat().st_size < expected:
+        raise BankError(_too_short(path, expected))
 
 
-def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if path.stat().st_size != expected:
-        raise BankError(
-            f"{path}: expected {expected} bytes for {shape}, found {path.stat().st_size}; "
-            "the manifest's dimensions do not fit the file"
-        )
-    if not expected:
-        return np.zeros(shape, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="c", shape=shape)  # private: writes stay in memory
+def _too_short(path: Path, expected: int) -> str:
+    found = path.stat().st_size if path.is_file() else 0
+    return f"{path}: expected {expected} bytes, found {found}; it was truncated. {DAMAGED}"
+
+
+def _mapped(path: Path, record: np.dtype, rows: int) -> np.ndarray:
+    """The first `rows` records of a file. Private: what is written to them stays in memory."""
+    if not rows:
+        return np.zeros(0, dtype=record)
+    return np.memmap(path, dtype=record, mode="c", shape=(rows,))

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-from torch import Tensor
+from accelerate import PartialState
 
-from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
-from tinyalign.errors import BankError, DataError, first_few
+from tinyalign.errors import BankError, first_few
 from tinyalign.hashing import DIGITS, hash_bytes, hash_json
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
+from tinyalign.memory.coding import KeysDtype, ValuesDtype
 from tinyalign.memory.compressor import Compressor
-from tinyalign.memory.entries import Entry
-from tinyalign.memory.manifest import Manifest
+from tinyalign.memory.lock import WriteLock, cannot_write
+from tinyalign.memory.maker import Batches, FeatureRows, Maker
+from tinyalign.memory.manifest import MANIFEST, Manifest
 from tinyalign.memory.writer import BankWriter, finish_commit
 
 if TYPE_CHECKING:
     from tinyalign.model.vision import VisionEncoder
 
 CHECKPOINT_EVERY = 1024  # samples; about what is lost to a kill
-
-
-class FeatureRows(Protocol):
-    """Features computed already: `features[i]` is (n, D) of sample i."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Features (n, D) of sample `index`, as a tensor or an array."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +38,67 @@ class BuildResult:
     """Ids of the samples left out, and why."""
 
 
-@dataclass
-class _Prepared:
-    """A sample with its decoded image, ready for the encoder."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of a build is this process's: the `index`-th of `count`."""
 
-    index: int
-    sample: Sample
-    image: Image.Image
-    image_hash: str
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_launch(cls) -> Share:
+        """As `accelerate launch` has it; the whole without it."""
+        if "RANK" not in os.environ:
+            return cls()
+        state = PartialState()
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it is written to; empty for the whole."""
+        return "" if self.count == 1 else f"part-{self.index}-of-{self.count}"
+
+    def rows(self, total: int, batch: int) -> range:
+        """Its samples: whole batches, so that every batch is as in a build by one process."""
+        batches = -(-total // batch)
+        low, high = (batches * i // self.count * batch for i in (self.index, self.index + 1))
+        return range(min(low, total), min(high, total))
 
 
-def dataset_hash(samples: Iterable[Sample]) -> str:
-    """Hash of what a bank takes from samples: ids, texts, instructions, sources, images.
+@dataclass(frozen=True)
+class Survey:
+    """What a pass over the samples' records tells before any image is decoded."""
+
+    hash: str
+    """Hash of what a bank takes from samples."""
+    repeated: frozenset[int]
+    """Samples whose id came before."""
+
+
+def survey(samples: Iterable[Sample]) -> Survey:
+    """Hash of ids, texts, instructions, sources and images of samples, and who is there twice.
 
     Images count by their bytes where these are at hand, else by file name: a data set may move.
     """
     digest = hashlib.sha256()
-    for sample in samples:
+    seen: set[str] = set()
+    repeated: set[int] = set()
+    for index, sample in enumerate(samples):
         names = [
             Path(image.name).name if image.data is None else hash_bytes(image.data)
             for image in sample.images
         ]
         record = [sample.id, sample.text, sample.instruction, sample.source, names]
         digest.update(hash_json(record).encode())
-    return digest.hexdigest()[:DIGITS]
+        if sample.id in seen:
+            repeated.add(index)
+        seen.add(sample.id)
+    return Survey(digest.hexdigest()[:DIGITS], frozenset(repeated))
+
+
+def dataset_hash(samples: Iterable[Sample]) -> str:
+    """Hash of what a bank takes from samples; see `survey`."""
+    return survey(samples).hash
 
 
 def build_bank(
@@ -81,6 +111,10 @@ def build_bank(
     features: FeatureRows | None = None,
     vision_name: str = "",
     strict: bool = False,
+    keys_dtype: KeysDtype = "float16",
+    values_dtype: ValuesDtype = "int8",
+    workers: int = 0,
+    share: Share | None = None,
 ) -> BuildResult:
     """Build a bank of `samples` in the folder `out`, or go on with a build that was killed.
 
@@ -88,121 +122,123 @@ def build_bank(
     `vision` encodes the images in batches. vision_name: what people can load the encoder by.
     A sample without a usable image, or whose id came before, is skipped, counted and listed;
     with `strict` it stops the build. A sample with several images is remembered by its last,
-    which is also the one that a model's query is made of.
+    which is also the one that a model's query is made of. workers: processes that decode images.
+    share: this process's part, by default as `accelerate launch` has it; the first process puts
+    the parts together, and the bytes are those of a build by one process.
 
     Run again with the same input on a finished bank it returns that bank. Raises BankError if
     `out` holds another bank or another unfinished build, or if nothing could be stored.
     """
-    samples_hash = dataset_hash(samples)
-    manifest = _manifest(vision, compressor, samples_hash, vision_name, batch_size)
-    if finish_commit(out):
-        return _already_built(MemoryBank.open(out), manifest)
+    share = Share.of_launch() if share is None else share
+    found = survey(samples)
+    manifest = _manifest(vision, compressor, found.hash, vision_name, batch_size)
+    manifest = replace(manifest, keys_dtype=keys_dtype, values_dtype=values_dtype)
     # Rounding may depend on the batch and on how features were cached: part of what to resume.
-    writer = BankWriter(out, hash_json([_identity(manifest), batch_size, features is None]))
+    fingerprint = hash_json([_identity(manifest), batch_size, features is None])
+    rows = share.rows(len(samples), batch_size)
+    batches = Batches(samples, rows, batch_size, found.repeated, workers, features)
+    maker = Maker(vision, compressor, strict)
+    if share.index:
+        return _build_part(Path(out), fingerprint, manifest, share, maker, batches)
     try:
-        _write_all(samples, vision, compressor, writer, batch_size, features, strict)
-        if not writer.progress.count:
-            raise BankError(
-                f"{out}: none of {len(samples)} samples could be stored: "
-                f"{first_few(reason for _, reason in writer.progress.skipped)}"
-            )
-        compressor.save(writer.building / COMPRESSOR)
-        skipped = writer.progress.skipped
-        build = {**manifest.build, "skipped": len(skipped)}
-        bank = writer.commit(replace(manifest, build=build))
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(Path(out), error) from error
+    with WriteLock(out, wait=True):
+        return _build(Path(out), fingerprint, manifest, share, maker, batches)
+
+
+def _build(
+    out: Path, fingerprint: str, manifest: Manifest, share: Share, maker: Maker, batches: Batches
+) -> BuildResult:
+    """The first process's work: its own part, then all of them as one bank."""
+    committed = finish_commit(out)
+    _wait_for_all(share)
+    if committed:
+        return _already_built(MemoryBank.open(out), manifest)
+    writer = _part_writer(out, fingerprint, manifest, share)
+    try:
+        _write_all(batches, maker, writer)
+        if share.count > 1:
+            writer.close()
+            _wait_for_all(share)
+            writer = _joined(out, fingerprint, manifest, share)
+        bank = _commit(writer, manifest, maker.compressor, len(batches))
     finally:
         writer.close()
+    _wait_for_all(share)
+    skipped = writer.progress.skipped
     if skipped:
         listed = first_few(reason for _, reason in skipped)
-        logger.warning("bank: %d of %d samples left out: %s", len(skipped), len(samples), listed)
+        logger.warning("bank: %d of %d left out: %s", len(skipped), len(batches), listed)
     logger.info("bank: %d entries in %s", len(bank), out)
     return BuildResult(bank, skipped)
 
 
-def _write_all(
-    samples: Sequence[Sample],
-    vision: VisionEncoder,
-    compressor: Compressor,
-    writer: BankWriter,
-    batch_size: int,
-    features: FeatureRows | None,
-    strict: bool,
-) -> None:
-    start, total = writer.progress.position, len(samples)
-    every = max(1, CHECKPOINT_EVERY // batch_size) * batch_size
-    if start:
-        logger.info("bank: going on at sample %d of %d", start, total)
-    with progress("Building the memory bank", total) as advance:
-        advance(start)
-        for low in range(start, total, batch_size):
-            high = min(low + batch_size, total)
-            batch = list(_prepared(samples, range(low, high), writer, strict))
-            if batch:
-                _store(batch, vision, compressor, writer, features, strict)
-            if high == total or high % every == 0:
-                writer.checkpoint(high)
-            advance(high - low)
-
-
-def _prepared(
-    samples: Sequence[Sample], indices: range, writer: BankWriter, strict: bool
-) -> Iterator[_Prepared]:
-    """The usable samples among `indices`, images decoded; the others go on the writer's list."""
-    batch_ids: set[str] = set()
-    for index in indices:
-        sample = samples[index]
+def _build_part(
+    out: Path, fingerprint: str, manifest: Manifest, share: Share, maker: Maker, batches: Batches
+) -> BuildResult:
+    """Another process's work: its own part; the first one makes the bank of them."""
+    _wait_for_all(share)
+    if not (out / MANIFEST).exists():
+        writer = _part_writer(out, fingerprint, manifest, share)
         try:
-            if sample.id in writer.ids or sample.id in batch_ids:
-                raise DataError(f"sample {sample.id}: its id came before; ids must be unique")
-            if not sample.images:
-                raise DataError(f"sample {sample.id}: no image; a memory is an image and a text")
-            image = load_image(sample.images[-1])
-        except DataError as error:
-            if strict:
-                raise
-            writer.skip(sample.id, str(error))
-            continue
-        batch_ids.add(sample.id)
-        yield _Prepared(index, sample, image, pixel_hash(image))
+            _write_all(batches, maker, writer)
+        finally:
+            writer.close()
+        _wait_for_all(share)  # for the others' parts
+        _wait_for_all(share)  # for the commit
+    return BuildResult(MemoryBank.open(out), [])
 
 
-def _store(
-    batch: list[_Prepared],
-    vision: VisionEncoder,
-    compressor: Compressor,
-    writer: BankWriter,
-    features: FeatureRows | None,
-    strict: bool,
-) -> None:
-    images = [one.image for one in batch]
-    if features is None:
-        encoded: Tensor = vision.encode(images)
-    else:
-        encoded = torch.stack([torch.as_tensor(features[one.index]).float() for one in batch])
-    texts = [one.sample.text for one in batch]
-    keys = compressor.entry_keys(encoded, [one.sample.instruction for one in batch], texts).cpu()
-    values = compressor.values(encoded, texts, images).cpu()
-    good = keys.isfinite().all(dim=1) & values.half().isfinite().flatten(1).all(dim=1)
-    for one, fine in zip(batch, good.tolist()):
-        if not fine:
-            reason = f"sample {one.sample.id}: its features or latents overflow; check its image"
-            if strict:
-                raise BankError(reason)
-            writer.skip(one.sample.id, reason)
-    kept = [_entry(one) for one, fine in zip(batch, good.tolist()) if fine]
-    writer.append(keys[good], values[good], kept)
+def _part_writer(out: str | Path, fingerprint: str, manifest: Manifest, share: Share) -> BankWriter:
+    codings = (manifest.key_coding, manifest.value_coding)
+    return BankWriter(out, fingerprint, *codings, part=share.name)
 
 
-def _entry(one: _Prepared) -> Entry:
-    sample = one.sample
-    return Entry(
-        id=sample.id,
-        text=sample.text,
-        image_ref=sample.images[-1].path or "",
-        image_hash=one.image_hash,
-        source=sample.source,
-        instruction=sample.instruction,
-    )
+def _joined(out: Path, fingerprint: str, manifest: Manifest, share: Share) -> BankWriter:
+    """All finished parts, in order, in one writer."""
+    whole = _part_writer(out, fingerprint, manifest, Share())
+    whole.restart()
+    for index in range(share.count):
+        part = _part_writer(out, fingerprint, manifest, Share(index, share.count))
+        whole.append_part(part)
+        part.close()
+    return whole
+
+
+def _wait_for_all(share: Share) -> None:
+    if share.count > 1 and "RANK" in os.environ:
+        PartialState().wait_for_everyone()
+
+
+def _commit(
+    writer: BankWriter, manifest: Manifest, compressor: Compressor, total: int
+) -> MemoryBank:
+    if not writer.progress.count:
+        raise BankError(
+            f"{writer.folder}: none of {total} samples could be stored: "
+            f"{first_few(reason for _, reason in writer.progress.skipped)}"
+        )
+    compressor.save(writer.building / COMPRESSOR)
+    build = {**manifest.build, "skipped": len(writer.progress.skipped)}
+    return writer.commit(replace(manifest, build=build))
+
+
+def _write_all(batches: Batches, maker: Maker, writer: BankWriter) -> None:
+    first, total = writer.progress.position, len(batches.rows)
+    every = max(1, CHECKPOINT_EVERY // batches.size)
+    if first:
+        logger.info("bank: going on at sample %d of %d", first, total)
+    with progress("Building the memory bank", total) as advance:
+        advance(first)
+        done = first
+        for number, batch in enumerate(batches.starting_at(first), start=first // batches.size + 1):
+            maker.store(batch, writer)
+            done = min(done + batches.size, total)
+            if done == total or number % every == 0:
+                writer.checkpoint(done)
+            advance(len(batch))
 
 
 def _manifest(
@@ -224,7 +260,6 @@ def _manifest(
         key_dim=key_function.dim,
         n_latents=latents,
         d_latents=width,
-        count=0,
         dataset_hash=samples_hash,
         build={"batch_size": batch_size},
     )
@@ -233,7 +268,8 @@ def _manifest(
 def _identity(manifest: Manifest) -> list[object]:
     """What decides a bank's content, up to rounding."""
     m = manifest
-    return [m.vision_hash, m.compressor_hash, m.key_hash, m.dataset_hash]
+    models = [m.vision_hash, m.compressor_hash, m.key_hash]
+    return [*models, m.dataset_hash, m.keys_dtype, m.values_dtype]
 
 
 def _already_built(bank: MemoryBank, wanted: Manifest) -> BuildResult:
@@ -243,5 +279,7 @@ def _already_built(bank: MemoryBank, wanted: Manifest) -> BuildResult:
             f"{bank.manifest.dataset_hash}, this build {wanted.dataset_hash}); choose another "
             "folder, or remove it"
         )
-    logger.info("bank: %s is built already, %d entries", bank.folder, len(bank))
+    changes = bank.manifest.commit - 1
+    since = f", {changes} commits since" if changes else ""
+    logger.info("bank: %s is built already, %d entries%s", bank.folder, len(bank), since)
     return BuildResult(bank, [])

@@ -1,13 +1,21 @@
-"""The entries of a bank (who, what, where from) in one SQLite file, read on demand."""
+"""The entries of a bank (who, what, where from): immutable SQLite files, read on demand.
+
+Every commit adds one file, a segment: the entries it added, the rows it removed, and a record of
+itself. A file is written whole, then never touched again, so it can be hashed, read from a
+read-only folder or a network drive, and shared by any number of readers without a lock. Commits
+merge the newest segments while these are no larger than what is added, so that a bank of N
+entries has about log2(N) of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from tinyalign.errors import BankError
 
@@ -19,7 +27,7 @@ class Entry:
     """What a bank remembers about a pair besides its key and value."""
 
     id: str
-    """Id of the sample; unique in a bank."""
+    """Id of the sample; unique among the entries that were not removed."""
     text: str
     """The text in the value: instruction and answer."""
     image_ref: str
@@ -32,17 +40,40 @@ class Entry:
     """The text in the key."""
 
 
-COLUMNS = ", ".join(f.name for f in fields(Entry))
+@dataclass(frozen=True)
+class Commit:
+    """One change of a bank."""
+
+    number: int
+    """1 for the build, then counting up."""
+    added: int
+    """Entries it added."""
+    removed: int
+    """Entries it removed."""
+    note: str
+    """What it was, in a few words."""
+
+
+FIELDS = tuple(f.name for f in fields(Entry))
+COLUMNS = ", ".join(FIELDS)
 SCHEMA = f"""
 CREATE TABLE entries ({COLUMNS.replace(", ", " TEXT NOT NULL, ")} TEXT NOT NULL,
                       row INTEGER PRIMARY KEY);
-CREATE UNIQUE INDEX by_id ON entries (id);
+CREATE TABLE removed (row INTEGER PRIMARY KEY);
+CREATE TABLE commits (number INTEGER PRIMARY KEY, added INTEGER, removed INTEGER, note TEXT);
+CREATE INDEX by_id ON entries (id);
 CREATE INDEX by_image_hash ON entries (image_hash);
 """
+INSERT = f"INSERT INTO entries ({COLUMNS}, row) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def write_entries(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a new file with the entries as rows 0, 1, 2, …; the same entries give the same bytes.
+def write_segment(
+    path: Path,
+    entries: Iterable[tuple[int, Entry]],
+    removed: Iterable[int],
+    commits: Iterable[Commit],
+) -> None:
+    """Write a new segment: entries by row, removed rows, commits. Same input, same bytes.
 
     The file is written without a journal: it counts only once a manifest names it.
     """
@@ -55,64 +86,120 @@ def write_entries(path: Path, entries: Iterable[Entry]) -> None:
         connection.execute("BEGIN")
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
-        connection.executemany(
-            f"INSERT INTO entries ({COLUMNS}, row) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            ((*astuple(entry), row) for row, entry in enumerate(entries)),
-        )
+        connection.executemany(INSERT, ((*astuple(entry), row) for row, entry in entries))
+        connection.executemany("INSERT INTO removed VALUES (?)", ((int(r),) for r in removed))
+        connection.executemany("INSERT INTO commits VALUES (?, ?, ?, ?)", map(astuple, commits))
         connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:  # "database or disk is full"
+        raise OSError(f"{path}: {error}") from error
     finally:
         connection.close()
 
 
-class Entries:
-    """Read access by row, id or image hash; safe across threads and forked workers."""
+class Segment:
+    """Read access to one segment; any thread, and forked workers too."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is opened until the first question is asked."""
+        """Open the file now, so that it can be read even after a later commit replaced it."""
         self.path = path
-        self._local = threading.local()
+        self._process = -1
+        self._connect()
 
-    def _query(self, sql: str, values: Sequence[object] = ()) -> list[tuple]:
+    def _connect(self) -> sqlite3.Connection:
+        if self._process != os.getpid():  # SQLite connections must not cross a fork
+            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+            try:
+                self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+            except sqlite3.Error as error:
+                raise BankError(
+                    f"{self.path}: cannot be opened ({error}). If a later commit replaced it, "
+                    "refresh() the bank; if not, restore the file from a copy"
+                ) from error
+            self._process = os.getpid()
+        return self._connection
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple]:
+        """The rows of a SELECT. BankError for a damaged file."""
         try:
-            return self._connection().execute(sql, values).fetchall()
+            return self._connect().execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise BankError(
                 f"{self.path}: damaged ({error}); restore it from a copy or build the bank again"
             ) from error
 
-    def _connection(self) -> sqlite3.Connection:
-        if getattr(self._local, "process", None) != os.getpid():
-            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            self._local.connection = sqlite3.connect(uri, uri=True)
-            self._local.process = os.getpid()
-        return self._local.connection
+    def entries(self) -> Iterable[tuple[int, Entry]]:
+        """All entries with their rows, in order of row."""
+        for row, *values in self.query(f"SELECT row, {COLUMNS} FROM entries ORDER BY row"):
+            yield row, Entry(*values)
 
-    def __len__(self) -> int:
-        return self._query("SELECT count(*) FROM entries")[0][0]
+    def rows(self) -> list[int]:
+        """The rows that have an entry, in order."""
+        return [row for (row,) in self.query("SELECT row FROM entries ORDER BY row")]
+
+    def removed(self) -> list[int]:
+        """The rows removed by its commits, in order."""
+        return [row for (row,) in self.query("SELECT row FROM removed ORDER BY row")]
+
+    def commits(self) -> list[Commit]:
+        """The commits it holds, in order."""
+        sql = "SELECT number, added, removed, note FROM commits ORDER BY number"
+        return [Commit(*values) for values in self.query(sql)]
+
+
+class Entries:
+    """The segments of a bank as one: look-ups by row, id, image hash or source.
+
+    Look-ups see removed rows too; `removed` says which these are.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Open all segments; nothing is read until the first question is asked."""
+        self.segments = [Segment(path) for path in paths]
 
     def column(self, name: str) -> list[str]:
         """One field of every entry, in order of row."""
-        if name not in COLUMNS.split(", "):
+        if name not in FIELDS:
             raise KeyError(name)
-        return [value for (value,) in self._query(f"SELECT {name} FROM entries ORDER BY row")]
+        sql = f"SELECT {name} FROM entries ORDER BY row"
+        return [value for segment in self.segments for (value,) in segment.query(sql)]
 
     def at(self, rows: Iterable[int]) -> dict[int, Entry]:
         """The entries at these rows."""
         found: dict[int, Entry] = {}
-        for chunk in _chunks(sorted(set(rows))):
+        for chunk in _chunks(sorted({int(row) for row in rows})):
             marks = ", ".join("?" * len(chunk))
             sql = f"SELECT row, {COLUMNS} FROM entries WHERE row IN ({marks})"
-            found.update((row, Entry(*values)) for row, *values in self._query(sql, chunk))
+            for segment in self.segments:
+                found.update((row, Entry(*values)) for row, *values in segment.query(sql, chunk))
+                if len(found) == len(chunk):
+                    break
         return found
 
     def rows_with(self, column: str, values: Iterable[str]) -> list[int]:
-        """Rows whose id or image hash (`column`) is one of `values`, in order."""
+        """Rows whose id, image hash or source (`column`) is one of `values`, in order."""
+        if column not in FIELDS:
+            raise KeyError(column)
         found: list[int] = []
         for chunk in _chunks(sorted(set(values))):
             marks = ", ".join("?" * len(chunk))
             sql = f"SELECT row FROM entries WHERE {column} IN ({marks})"
-            found.extend(row for (row,) in self._query(sql, chunk))
+            for segment in self.segments:
+                found.extend(row for (row,) in segment.query(sql, chunk))
         return sorted(found)
+
+    def sources(self) -> list[str]:
+        """The data sets that entries came from, sorted; removed entries count too."""
+        sql = "SELECT DISTINCT source FROM entries"
+        return sorted({value for segment in self.segments for (value,) in segment.query(sql)})
+
+    def removed(self) -> np.ndarray:
+        """Rows that were removed (int64, sorted)."""
+        rows = [row for segment in self.segments for row in segment.removed()]
+        return np.unique(np.asarray(rows, dtype=np.int64))
+
+    def commits(self) -> list[Commit]:
+        """Every commit, oldest first."""
+        return [commit for segment in self.segments for commit in segment.commits()]
 
 
 def _chunks(values: Sequence) -> Iterable[Sequence]:

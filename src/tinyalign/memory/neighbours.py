@@ -7,6 +7,7 @@ rows and scores replaces it, and the data loader gathers values from the bank's 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
-from tinyalign.hashing import hash_json
+from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.log import progress
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.files import replace_file
-from tinyalign.memory.search import exact_topk
+from tinyalign.memory.index import KeyIndex
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK = 1024  # queries searched at a time
 
 
@@ -48,13 +49,15 @@ class NeighbourTable:
     excluded: list[list[int]]
     """The bank rows that each sample must not get, sorted."""
     bank_size: int
-    """Entries of the bank."""
+    """Rows of the bank."""
     bank_hash: str
     """Identity of the bank."""
     data_hash: str
     """Identity of the samples."""
     control: str = "search"
     """How the rows were chosen: "search", "random seed S" or "shuffled seed S"."""
+    removed: tuple[int, ...] = ()
+    """Rows of the bank that no sample may get, because their entries were removed; sorted."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,8 +84,12 @@ class NeighbourTable:
         exclude_self: bool = True,
         device: str | torch.device = "cpu",
         block: int = BLOCK,
+        partial: str | Path | None = None,
     ) -> NeighbourTable:
         """Search the k best rows for each query (N, d_k), exactly, in blocks, with a bar.
+
+        partial: a folder for finished blocks, from which a search that was killed goes on; it is
+        removed at the end.
 
         ids and image_hashes name the N samples: entries with the same id or the same image are
         left out of a sample's neighbours. exclude_self=False is for a bank that cannot hold the
@@ -97,23 +104,24 @@ class NeighbourTable:
             bank.rows_of([name], [image] if image else []) if exclude_self else []
             for name, image in zip(ids, image_hashes)
         ]
-        keys = torch.from_numpy(bank.keys).to(device)
-        indices, scores = [torch.empty(0, k, dtype=torch.int64)], [torch.empty(0, k)]
+        removed = tuple(bank.removed.tolist())
+        asked = data_hash(ids, image_hashes)
+        blocks = _Blocks(partial, [bank.hash, removed, asked, hash_tensors({"q": queries}), k])
+        index = KeyIndex(bank, device)
+        found: list[tuple[Tensor, Tensor]] = []
         with progress("Searching neighbours", len(queries)) as advance:
             for start in range(0, len(queries), block):
-                part = queries[start : start + block].to(device)
-                rows, values = exact_topk(part, keys, k, excluded[start : start + block])
-                indices.append(rows)
-                scores.append(values)
+                part, banned = queries[start : start + block], excluded[start : start + block]
+                found.append(blocks.get(start, len(part)) or index.topk(part, k, banned))
+                blocks.put(start, found[-1])
                 advance(len(part))
+        blocks.clear()
+        nothing = (torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))
+        indices, scores = (torch.cat(parts) for parts in zip(nothing, *found))
         return cls(
-            torch.cat(indices).to(torch.int32),
-            torch.cat(scores),
-            excluded,
-            len(bank),
-            bank.hash,
-            data_hash(ids, image_hashes),
-        )
+            indices.to(torch.int32), scores, excluded, bank.rows, bank.hash, asked,
+            removed=removed,
+        )  # fmt: skip
 
     # -- controls -----------------------------------------------------------------------------
 
@@ -126,7 +134,7 @@ class NeighbourTable:
         rng = np.random.default_rng(seed)
 
         def draw(row: int, wanted: int) -> list[int]:
-            return _draw(rng, wanted, self.bank_size, self.excluded[row])
+            return _draw(rng, wanted, self.bank_size, self._banned(row))
 
         return self._redrawn(draw, f"random seed {seed}")
 
@@ -142,13 +150,17 @@ class NeighbourTable:
         partner[circle] = np.roll(circle, -1)  # one round trip: nobody is its own partner
 
         def draw(row: int, wanted: int) -> list[int]:
-            banned = set(self.excluded[row])
+            banned = set(self._banned(row))
             others = [i for i in self.indices[int(partner[row])].tolist() if i >= 0]
             kept = [i for i in others if i not in banned][:wanted]
             out = sorted(banned | set(kept))
             return kept + _draw(rng, wanted - len(kept), self.bank_size, out)
 
         return self._redrawn(draw, f"shuffled seed {seed}")
+
+    def _banned(self, row: int) -> list[int]:
+        """The rows that a sample must not get, sorted."""
+        return sorted({*self.excluded[row], *self.removed})
 
     def _redrawn(self, draw: Callable[[int, int], list[int]], control: str) -> NeighbourTable:
         indices = torch.full_like(self.indices, -1)
@@ -177,6 +189,7 @@ class NeighbourTable:
             "bank_hash": self.bank_hash,
             "data_hash": self.data_hash,
             "control": self.control,
+            "removed": self.removed,
         }
         aside = path.with_name(f"{path.name}.tmp")
         save_file(tensors, aside, metadata={"neighbours": json.dumps(header)})
@@ -195,13 +208,17 @@ class NeighbourTable:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["neighbours"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if header.pop("format_version") > FORMAT_VERSION:
-                raise BankError(f"{path}: from a newer TinyAlign; upgrade tinyalign-vlm")
+            if (version := header.pop("format_version")) != FORMAT_VERSION:
+                raise BankError(
+                    f"{path}: of format {version}, this TinyAlign reads {FORMAT_VERSION}; "
+                    "search the neighbours again"
+                )
             counts, flat = tensors.pop("excluded_counts"), tensors.pop("excluded_rows")
             excluded = (
                 [rows.tolist() for rows in flat.split(counts.tolist())] if len(counts) else []
             )
-            table = cls(excluded=excluded, **tensors, **header)
+            removed = tuple(header.pop("removed"))
+            table = cls(excluded=excluded, removed=removed, **tensors, **header)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BankError(f"{path}: not a readable neighbour table ({error})") from error
         for what, wanted, found in (
@@ -214,6 +231,35 @@ class NeighbourTable:
                     "search the neighbours again"
                 )
         return table
+
+
+class _Blocks:
+    """Finished blocks of a search, one file each, so that a killed one need not start over."""
+
+    def __init__(self, folder: str | Path | None, decides: list[object]) -> None:
+        """folder: None keeps nothing. decides: what a block must have been searched for."""
+        self.folder = None if folder is None else Path(folder) / hash_json(decides)
+
+    def get(self, start: int, size: int) -> tuple[Tensor, Tensor] | None:
+        """The block that starts at `start`, if it was finished."""
+        if self.folder is None or not (path := self.folder / f"{start}.safetensors").is_file():
+            return None
+        found = load_file(path)
+        return (found["indices"], found["scores"]) if len(found["scores"]) == size else None
+
+    def put(self, start: int, block: tuple[Tensor, Tensor]) -> None:
+        """Keep a finished block."""
+        if self.folder is None or (path := self.folder / f"{start}.safetensors").is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        save_file({"indices": block[0].contiguous(), "scores": block[1].contiguous()}, aside)
+        replace_file(aside, path)
+
+    def clear(self) -> None:
+        """The table is whole: the blocks are not needed any more."""
+        if self.folder is not None and self.folder.parent.is_dir():
+            shutil.rmtree(self.folder.parent)
 
 
 def _draw(rng: np.random.Generator, n: int, size: int, excluded: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,7 +15,7 @@ from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import AnyKeyFunction, Compressor
 from tinyalign.memory.entries import Entry
-from tinyalign.memory.search import exact_topk
+from tinyalign.memory.index import RECALL, Engine, KeyIndex
 from tinyalign.model.protocols import MemoryBatch
 
 if TYPE_CHECKING:
@@ -56,10 +57,12 @@ class Retriever:
         *,
         slots: int | None = None,
         device: str | torch.device = "cpu",
+        engine: Engine = "auto",
+        recall: float = RECALL,
     ) -> None:
         """The compressor's key function must be the bank's; raises BankError otherwise.
 
-        With a `device` the keys are held and searched there.
+        With a `device` the keys are held and searched there. engine, recall: see `KeyIndex`.
         """
         if k < 0:
             raise ConfigError(f"k must be 0 or more, found {k}")
@@ -76,11 +79,18 @@ class Retriever:
         self.compressor = compressor
         self.k = k
         self.slots = slots
-        self.keys = torch.from_numpy(bank.keys).to(device)
+        self.index = KeyIndex(bank, device, engine=engine, recall=recall)
 
     @classmethod
     def open(
-        cls, bank: MemoryBank, k: int, *, slots: int | None = None, device: str = "cpu"
+        cls,
+        bank: MemoryBank,
+        k: int,
+        *,
+        slots: int | None = None,
+        device: str = "cpu",
+        engine: Engine = "auto",
+        recall: float = RECALL,
     ) -> Retriever:
         """A retriever with the compressor that lies in the bank's own folder."""
         compressor = Compressor.load(bank.compressor_folder)
@@ -89,7 +99,11 @@ class Retriever:
                 f"{bank.compressor_folder}: this Perceiver (hash {compressor.hash}) did not make "
                 f"the bank's values (hash {bank.manifest.compressor_hash}); it was replaced"
             )
-        return cls(bank, compressor, k, slots=slots, device=device)
+        return cls(bank, compressor, k, slots=slots, device=device, engine=engine, recall=recall)
+
+    def refresh(self) -> bool:
+        """Search what was added to the bank since it was opened; returns whether it changed."""
+        return self.bank.refresh()
 
     @property
     def key_function(self) -> AnyKeyFunction:
@@ -131,12 +145,14 @@ class Retriever:
         features: Tensor | None = None,
         k: int | None = None,
         exclude: Exclusion | None = None,
+        sources: Sequence[str] | None = None,
     ) -> list[Hit]:
         """The k memories nearest to an image, an instruction, or both; best first.
 
         The image goes through `vision`, which must be the bank's encoder, unless its
-        `features` (n, D) are given. Raises BankError for another encoder, ConfigError for an
-        image without an encoder, and for text alone where keys hold no text.
+        `features` (n, D) are given. sources: only entries from these data sets. Raises
+        BankError for another encoder or an unknown source, ConfigError for an image without an
+        encoder, and for text alone where keys hold no text.
         """
         if image is not None and features is None:
             if vision is None:
@@ -146,18 +162,23 @@ class Retriever:
         ids = None if text is None else self.compressor.query_ids([text])
         queries = self.key_function.keys(None if features is None else features[None], ids)
         k = self.k if k is None else k
-        indices, scores = self._search(queries, k, None if exclude is None else [exclude])
+        only = None if sources is None else self.bank.rows_from(sources)
+        indices, scores = self._search(queries, k, None if exclude is None else [exclude], only)
         rows = [row for row in indices[0].tolist() if row >= 0]
         entries = self.bank.entries.at(rows)
         return [Hit(row, score, entries[row]) for row, score in zip(rows, scores[0].tolist())]
 
     def _search(
-        self, queries: Tensor, k: int, exclude: Sequence[Exclusion] | None
+        self,
+        queries: Tensor,
+        k: int,
+        exclude: Sequence[Exclusion] | None,
+        only: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         rows = None
         if exclude is not None:
             rows = [self.bank.rows_of(one.ids, one.image_hashes) for one in exclude]
-        return exact_topk(queries.to(self.keys.device), self.keys, k, rows)
+        return self.index.topk(queries, k, rows, only)
 
 
 def check_encoder(bank: MemoryBank, found: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,16 +14,17 @@ import numpy as np
 from torch import Tensor
 
 from tinyalign.errors import BankError
-from tinyalign.memory.bank import COMPRESSOR, ENTRIES, KEYS, VALUES, MemoryBank
-from tinyalign.memory.entries import Entry, write_entries
+from tinyalign.memory.bank import COMPRESSOR, MemoryBank, hash_range
+from tinyalign.memory.coding import CodingError, KeyCoding, ValueCoding
+from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import replace_file, sync_file, sync_folder, write_atomically
-from tinyalign.memory.manifest import MANIFEST, Manifest, describe_file
+from tinyalign.memory.lock import cannot_write
+from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord, describe_file
 
 BUILDING = "building"
 PROGRESS = "progress.json"
-ENTRY_LINES = "entries.jsonl"
+KEYS, VALUES, ENTRY_LINES = "keys", "values", "entries.jsonl"
 PARTS = (KEYS, VALUES, ENTRY_LINES)
-DATA_FILES = (KEYS, VALUES, ENTRIES)
 
 
 @dataclass
@@ -40,29 +41,76 @@ class Progress:
     """Committed bytes of each part file; what lies beyond is from an unfinished part."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Ids left out, and why."""
+    coding: CodingError = field(default_factory=CodingError)
+    """What coding the values cost so far."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Keys and values as they go to disk, checked."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    error: CodingError
+
+
+def coded(
+    keys: Tensor, values: Tensor, entries: Sequence[Entry], key: KeyCoding, value: ValueCoding
+) -> Coded:
+    """Code keys (B, d_k) and values (B, 32, 96) of B entries.
+
+    Raises BankError for counts or shapes that differ, and names the sample whose numbers are
+    not finite once coded.
+    """
+    if not len(keys) == len(values) == len(entries):
+        raise BankError(f"{len(keys)} keys, {len(values)} values, {len(entries)} entries")
+    shapes = (tuple(keys.shape[1:]), tuple(values.shape[1:]))
+    expected = ((key.width,), (value.n_latents, value.d_latents))
+    if shapes != expected:
+        raise BankError(f"keys and values of shapes {shapes}; the bank's are {expected}")
+    exact = values.detach().cpu().float().numpy()
+    raw_keys = key.encode(keys.detach().cpu().float().numpy())
+    raw_values = value.encode(exact)
+    decoded = value.decode(raw_values)
+    for row, entry in enumerate(entries):
+        if not (np.isfinite(raw_keys[row]).all() and np.isfinite(decoded[row]).all()):
+            raise BankError(
+                f"sample {entry.id}: its key or value is not finite as {key.dtype} and "
+                f"{value.dtype}; check its image"
+            )
+    error = CodingError()
+    error.add(exact, decoded)
+    return Coded(raw_keys, raw_values, error)
 
 
 class BankWriter:
-    """Collects entries in FOLDER/building and turns them into a bank on `commit`.
+    """Collects entries in a folder aside and turns them into a bank on `commit`.
 
     `append` any number of times, `checkpoint` at the end of each part, `commit` once. A writer
     opened with the same fingerprint after a kill goes on from the last checkpoint.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        """Start a bank, or go on with an unfinished one.
+    def __init__(
+        self, folder: str | Path, fingerprint: str, keys: KeyCoding, values: ValueCoding,
+        part: str = "",
+    ) -> None:  # fmt: skip
+        """Start a bank, or go on with an unfinished one. part: the name of one process's share.
 
         Raises BankError if the folder has a committed bank or an unfinished one of another
         fingerprint.
         """
         self.folder = Path(folder)
-        self.building = self.folder / BUILDING
+        self.building = self.folder / BUILDING / part
+        self.key_coding, self.value_coding = keys, values
         if (self.folder / MANIFEST).exists():
             raise BankError(f"{self.folder}: holds a bank already; choose another folder")
-        self.building.mkdir(parents=True, exist_ok=True)
+        try:
+            self.building.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         self.progress = self._resume(fingerprint)
         self._files: dict[str, BinaryIO] = {name: self._part(name) for name in PARTS}
-        self.ids = {entry.id for entry in self._entries()}
+        self.ids = {entry.id for entry in self.written_entries()}
 
     def _resume(self, fingerprint: str) -> Progress:
         path = self.building / PROGRESS
@@ -71,6 +119,7 @@ class BankWriter:
         try:
             progress = Progress(**json.loads(path.read_bytes()))
             progress.skipped = [(name, why) for name, why in progress.skipped]
+            progress.coding = CodingError(**progress.coding)  # type: ignore[arg-type]
         except (ValueError, TypeError) as error:
             raise BankError(f"{path}: damaged ({error}); remove {self.building}") from error
         if progress.fingerprint != fingerprint:
@@ -97,24 +146,46 @@ class BankWriter:
     def append(self, keys: Tensor, values: Tensor, entries: Sequence[Entry]) -> None:
         """Add keys (B, d_k), values (B, 32, 96) and their B entries.
 
-        Raises BankError for an id that is there already, for counts that differ, and for
-        numbers that are not finite (in fp16, for values).
+        Raises BankError for an id that is there already, for counts that differ, for numbers
+        that are not finite once coded, and for a full disk.
         """
-        if not len(keys) == len(values) == len(entries):
-            raise BankError(f"{len(keys)} keys, {len(values)} values, {len(entries)} entries")
-        raw_keys = keys.detach().cpu().float().numpy().astype("<f4")
-        with np.errstate(over="ignore"):
-            raw_values = values.detach().cpu().float().numpy().astype("<f2")
-        for row, entry in enumerate(entries):
+        one = coded(keys, values, entries, self.key_coding, self.value_coding)
+        self.append_coded(one.keys, one.values, entries)
+        self.progress.coding += one.error
+
+    def append_coded(self, keys: np.ndarray, values: np.ndarray, entries: Sequence[Entry]) -> None:
+        """Add rows that are coded already, as another bank has them."""
+        for entry in entries:
             if entry.id in self.ids:
                 raise BankError(f"sample {entry.id}: in the bank already; ids must be unique")
-            if not (np.isfinite(raw_keys[row]).all() and np.isfinite(raw_values[row]).all()):
-                raise BankError(f"sample {entry.id}: its key or value is not finite in fp16")
             self.ids.add(entry.id)
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
-        for name, content in zip(PARTS, (raw_keys.tobytes(), raw_values.tobytes(), lines.encode())):
-            self._files[name].write(content)
+        contents = (np.ascontiguousarray(keys), np.ascontiguousarray(values))
+        self._write((*(array.tobytes() for array in contents), lines.encode()))
         self.progress.count += len(entries)
+
+    def append_part(self, part: BankWriter) -> None:
+        """Add all that another process wrote and checkpointed, byte by byte."""
+        for name in PARTS:
+            with open(part.building / name, "rb") as file:
+                shutil.copyfileobj(file, self._files[name])
+        self.progress.count += part.progress.count
+        self.progress.coding += part.progress.coding
+        self.progress.skipped += part.progress.skipped
+
+    def _write(self, contents: Sequence[bytes]) -> None:
+        try:
+            for name, content in zip(PARTS, contents):
+                self._files[name].write(content)
+        except OSError as error:
+            raise cannot_write(self.building, error) from error
+
+    def restart(self) -> None:
+        """Drop what was collected, as before the first `append`."""
+        self.close()
+        self.progress = Progress(self.progress.fingerprint)
+        self._files = {name: self._part(name) for name in PARTS}
+        self.ids = set()
 
     def skip(self, sample_id: str, reason: str) -> None:
         """Record a sample that is left out."""
@@ -122,14 +193,18 @@ class BankWriter:
 
     def checkpoint(self, position: int) -> None:
         """Make everything so far survive a kill; `position` is the next sample to read."""
-        for name, file in self._files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            self.progress.sizes[name] = file.tell()
-        self.progress.position = position
-        write_atomically(self.building / PROGRESS, json.dumps(asdict(self.progress)).encode())
+        try:
+            for name, file in self._files.items():
+                file.flush()
+                os.fsync(file.fileno())
+                self.progress.sizes[name] = file.tell()
+            self.progress.position = position
+            write_atomically(self.building / PROGRESS, json.dumps(asdict(self.progress)).encode())
+        except OSError as error:
+            raise cannot_write(self.building, error) from error
 
-    def _entries(self) -> Iterator[Entry]:
+    def written_entries(self) -> Iterator[Entry]:
+        """What was appended so far and reached the file."""
         with open(self.building / ENTRY_LINES, encoding="utf-8") as lines:
             for line in lines:
                 yield Entry(**json.loads(line))
@@ -137,26 +212,64 @@ class BankWriter:
     def commit(self, manifest: Manifest) -> MemoryBank:
         """Finish the files, then rename them and the manifest into place: now it is a bank.
 
-        `manifest` comes without count and files; both are filled in here. Killed at any point,
-        the same build run again commits the same bytes.
+        `manifest` comes without segments and compressor; both are filled in here. Killed at any
+        point, the same build run again commits the same bytes.
         """
         self.checkpoint(self.progress.position)
         self.close()
-        write_entries(self.building / ENTRIES, self._entries())
-        extra = sorted(p for p in (self.building / COMPRESSOR).rglob("*") if p.is_file())
-        names = [*DATA_FILES, *(path.relative_to(self.building).as_posix() for path in extra)]
-        for name in names:
-            sync_file(self.building / name)
-        files = {name: describe_file(self.building / name) for name in names}
-        content = asdict(manifest) | {"count": self.progress.count, "files": files}
-        Manifest(**content).write(self.building)
+        try:
+            self._finish(manifest)
+        except OSError as error:
+            raise cannot_write(self.building, error) from error
         finish_commit(self.folder)
         return MemoryBank.open(self.folder)
+
+    def _finish(self, manifest: Manifest) -> None:
+        count = self.progress.count
+        name = manifest.segment_name
+        write_segment(
+            self.building / name,
+            enumerate(self.written_entries()),
+            (),
+            [Commit(manifest.commit, count, 0, "built")],
+        )
+        extra = sorted(p for p in (self.building / COMPRESSOR).rglob("*") if p.is_file())
+        for path in (self.building / name, *extra):
+            sync_file(path)
+        files = {p.relative_to(self.building).as_posix(): describe_file(p) for p in extra}
+        segment = describe_segment(
+            self.building / name, self.building / KEYS, self.building / VALUES, manifest,
+            rows=(0, count), removals=0, error=self.progress.coding,
+        )  # fmt: skip
+        replace(manifest, compressor=files, segments=(segment,)).write(self.building)
 
     def close(self) -> None:
         """Close the part files; what was not checkpointed is redone by the next build."""
         for file in self._files.values():
             file.close()
+
+
+def describe_segment(
+    path: Path, keys: Path, values: Path, manifest: Manifest, *,
+    rows: tuple[int, int], removals: int, error: CodingError,
+) -> SegmentRecord:  # fmt: skip
+    """The record of a segment that was written: rows start..stop-1 of the files given."""
+    start, stop = rows
+    sizes = (manifest.key_coding.record.itemsize, manifest.value_coding.record.itemsize)
+    hashes = [hash_range(p, start * n, stop * n) for p, n in zip((keys, values), sizes)]
+    facts = describe_file(path)
+    return SegmentRecord(
+        name=path.name,
+        start=start,
+        stop=stop,
+        removals=removals,
+        bytes=facts["bytes"],
+        hash=facts["hash"],
+        keys_hash=hashes[0],
+        values_hash=hashes[1],
+        squared_error=error.squared_error,
+        squared_norm=error.squared_norm,
+    )
 
 
 def finish_commit(folder: str | Path) -> bool:
@@ -169,9 +282,11 @@ def finish_commit(folder: str | Path) -> bool:
     folder = Path(folder)
     building = folder / BUILDING
     if (building / MANIFEST).exists():
-        for name in (*DATA_FILES, COMPRESSOR):
+        manifest = Manifest.read(building)
+        moves = {KEYS: manifest.keys_name, VALUES: manifest.values_name, COMPRESSOR: COMPRESSOR}
+        for name, final in (moves | {one.name: one.name for one in manifest.segments}).items():
             if (building / name).exists():
-                os.replace(building / name, folder / name)
+                os.replace(building / name, folder / final)
         sync_folder(folder)
         replace_file(building / MANIFEST, folder / MANIFEST)
     committed = (folder / MANIFEST).exists()

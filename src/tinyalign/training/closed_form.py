@@ -57,7 +57,7 @@ def closed_form_skip(
     to the mean over it. A position with fewer than 200 examples takes over the map before it.
     Raises ConfigError for a bank whose first latent has fewer than 2 examples.
     """
-    rows = torch.arange(0, len(bank), max(1, -(-len(bank) // MOST_ENTRIES)))
+    rows = torch.from_numpy(bank.live[:: max(1, -(-len(bank) // MOST_ENTRIES))])
     values = bank.gather(rows)  # (N, 32, 96)
     ids = compressor.encode_text([bank.texts[i] for i in rows.tolist()])[0]
     table = token_table(compressor.tokenizer, llm_tokenizer, embeddings.detach())

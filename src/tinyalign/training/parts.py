@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
 from tinyalign.training.recipe import MemoryArgs, ModelArgs, Recipe
 
-WORTH_COMPILING = 500  # steps
+WORTH_COMPILING = 150  # steps
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,6 +126,9 @@ def compile_layers(model: TinyAlignForConditionalGeneration, wanted: str, steps:
     """Compile each layer of the LLM if the recipe wants it; returns whether it did."""
     if wanted == "off" or (wanted == "auto" and steps < WORTH_COMPILING):
         return False
+    if wanted == "auto" and not _has_compiler():
+        logger.info("compile: no C++ compiler here, so the LLM runs as it is")
+        return False
     layers = [
         module
         for module in model.model.language_model.modules()
@@ -134,6 +138,10 @@ def compile_layers(model: TinyAlignForConditionalGeneration, wanted: str, steps:
         layer.forward = torch.compile(layer.forward, dynamic=True)
     logger.info("compile: %d layers; the first steps take some 20 s longer", len(layers))
     return True
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
 
 
 def undo_compile(model: TinyAlignForConditionalGeneration) -> None:

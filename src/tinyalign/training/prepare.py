@@ -17,8 +17,9 @@ from tinyalign.errors import BankError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.builder import build_bank, dataset_hash
+from tinyalign.memory.builder import Share, build_bank, dataset_hash
 from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.manifest import FORMAT_VERSION
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.training.compress import REPORT, train_compressor
@@ -89,6 +90,9 @@ class MemoryPreparer:
             dataset_hash(samples),
             compressor.hash,
             compressor.key_function.hash,
+            self.memory.keys_dtype,
+            self.memory.values_dtype,
+            FORMAT_VERSION,
         ]
         built = build_bank(
             samples,
@@ -98,6 +102,10 @@ class MemoryPreparer:
             features=self._kept(samples),
             vision_name=self.recipe.model.vision,
             strict=self.data.strict,
+            keys_dtype=self.memory.keys_dtype,
+            values_dtype=self.memory.values_dtype,
+            workers=self.data.workers,
+            share=Share(),
         )
         return built.bank
 
@@ -151,7 +159,10 @@ class MemoryPreparer:
         # Held-out images had no part in fitting the keys: they need no leaving out.
         known = None if held_out else image_hashes
         queries = query_keys(compressor, features, instructions, known)
-        table = NeighbourTable.build(bank, queries, ids, image_hashes, k, device=self.device)
+        table = NeighbourTable.build(
+            bank, queries, ids, image_hashes, k, device=self.device,
+            partial=path.with_suffix(".partial"),
+        )  # fmt: skip
         table.save(path)
         logger.info(
             "neighbours: %d for each of %d samples, %.1f MB, into %s",

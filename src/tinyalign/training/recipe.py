@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tinyalign.errors import ConfigError
+from tinyalign.memory.coding import KeysDtype, ValuesDtype
 from tinyalign.training.stage_args import StageArgs
 
 KeyKind = Literal["pooled", "attention", "aligned"]
@@ -41,8 +42,8 @@ class ModelArgs:
     """Attention of the LLM. "auto" is "eager" on a CPU, where it trains a third faster in
     bfloat16 than the library's default, and the library's default elsewhere."""
     compile: Literal["off", "on", "auto"] = "off"
-    """Compile each layer of the LLM: about 1.3 x faster after 15 to 25 s. "auto" does so when a
-    stage has 500 steps or more."""
+    """Compile each layer of the LLM: 1.5 x faster on a CPU after 15 to 25 s. "auto" does so when a
+    stage has 150 steps or more and the machine has the compiler that it takes."""
 
     def __post_init__(self) -> None:
         for name in ("vision", "language"):
@@ -193,6 +194,10 @@ class MemoryArgs:
     """The image's share of a key; without an instruction a key is the image's alone."""
     neighbours: int = 10
     """Neighbours kept in the table; k of them are used."""
+    keys_dtype: KeysDtype = "float16"
+    """Precision of keys in the bank."""
+    values_dtype: ValuesDtype = "int8"
+    """Precision of values in the bank: 8 bits with a scale a latent, or 16."""
     bank: str | None = None
     """A bank built before; by default it is built, or found in the cache."""
     compressor: str | None = None
