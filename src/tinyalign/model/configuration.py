@@ -11,10 +11,11 @@ from tinyalign.errors import ConfigError
 from tinyalign.model.connectors import CONNECTORS
 from tinyalign.model.memory_connector import FUSIONS
 from tinyalign.model.perceiver import PerceiverCompressorConfig
+from tinyalign.model.remote import AUTO_MAP, PackageIsTheCode, write_remote_module
 from tinyalign.model.vision import feature_width
 
 
-class TinyAlignConfig(PreTrainedConfig):
+class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     """Config of a vision tower, a connector, an LLM and, for `memory_k` > 0, a RAG connector.
 
     image_token_id, memory_token_id: ids of the placeholder tokens in the LLM's vocabulary.
@@ -100,6 +101,14 @@ class TinyAlignConfig(PreTrainedConfig):
                 f"memory_latents_used must lie between 1 and {num_latents} (the latents of a "
                 f"memory), found {self.memory_latents_used}."
             )
+
+    def save_pretrained(
+        self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As in the base class, and what loads it without `import tinyalign` (`model.remote`)."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        write_remote_module(save_directory)
 
     @property
     def memory_shape(self) -> tuple[int, int]:

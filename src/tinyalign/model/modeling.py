@@ -25,6 +25,7 @@ from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors import build_connector
 from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.memory_connector import MemoryConnector
+from tinyalign.model.remote import PackageIsTheCode
 from tinyalign.model.vision import tower_features
 
 
@@ -44,7 +45,7 @@ class TinyAlignOutput(CausalLMOutputWithPast):
     memory_hidden_states: Tensor | None = None
 
 
-class TinyAlignPreTrainedModel(PreTrainedModel):
+class TinyAlignPreTrainedModel(PackageIsTheCode, PreTrainedModel):
     """What both classes share: the config, and how connectors draw their weights."""
 
     config: TinyAlignConfig

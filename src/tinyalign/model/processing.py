@@ -12,9 +12,10 @@ from transformers.processing_utils import MultiModalData
 from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN, neutralise
 from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ModelError
+from tinyalign.model.remote import PROCESSOR_MAP, PackageIsTheCode, write_remote_module
 
 
-class TinyAlignProcessor(ProcessorMixin):
+class TinyAlignProcessor(PackageIsTheCode, ProcessorMixin):
     """Image processor, tokenizer and chat template of a TinyAlign model.
 
     image_seq_length, memory_seq_length: placeholders an image and its memories take.
@@ -54,6 +55,13 @@ class TinyAlignProcessor(ProcessorMixin):
         self.image_token_id = known[image_token]
         self.memory_token_id = known[memory_token]
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in the base class, and what loads it without `import tinyalign` (`model.remote`)."""
+        self.auto_map = dict(PROCESSOR_MAP)
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        write_remote_module(save_directory)
+        return saved
 
     @property
     def n_memory_tokens(self) -> int:
