@@ -59,6 +59,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SEQUENCE, "memory.control": "random_neighbours"},
     ),
     "sequence": ("TinyAlign, sequence fusion, no prompt", SEQUENCE),
+    "random_no_drop": (
+        "control: random neighbours without drop-out",
+        {"memory.control": "random_neighbours", "memory.drop_probability": 0.0},
+    ),
     "no_drop": ("TinyAlign, best form without drop-out", {"memory.drop_probability": 0.0}),
     "best": ("TinyAlign, best form", {}),
 }
@@ -70,6 +74,7 @@ LINES = {
     "paper": "#4e79a7",
     "sequence_random": "#c9b27c",
     "sequence": "#76b7b2",
+    "random_no_drop": "#f2e3a0",
     "no_drop": "#8fd19e",
     "best": "#2b8a3e",
 }
