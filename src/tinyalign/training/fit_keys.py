@@ -22,6 +22,8 @@ MEASURED = 20_000
 FITTED = 300_000
 """So many pairs are enough for the aligned maps."""
 MAX_TOKENS = 256
+IMAGE_WIDTH, TEXT_WIDTH = 384, 128
+"""Of a pooled key: 512 numbers together, a kilobyte an entry in half precision."""
 
 
 def fit_key_function(
@@ -54,14 +56,14 @@ def _fit_pooled(
     kind: KeyKind,
     alpha: float,
 ) -> KeyFunction:
-    """Mean image features, and a random vector for each token.
+    """Mean image features in their principal directions, and a random vector for each token.
 
     Token vectors are seeded noise times the token's inverse document frequency among
     instructions: similar texts share rare words, and no training can make a bank's keys stale.
     """
     instructions = [samples[i].instruction for i in usable]
     vocabulary = tokenizer.get_vocab_size()
-    table = torch.randn(vocabulary, 128, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(vocabulary, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
     counts = torch.zeros(vocabulary)
     distinct = sorted({text for text in instructions if text})
     for encoding in tokenizer.encode_batch([normalise(text) for text in distinct]):
@@ -79,7 +81,28 @@ def _fit_pooled(
         kind="attention" if kind == "attention" else "pooled",
         alpha=alpha,
         text_table=table if uses_text else None,
+        image_projection=principal_directions(features, usable) if kind == "pooled" else None,
     )
+
+
+def principal_directions(
+    features: Features, usable: Sequence[int], width: int = IMAGE_WIDTH
+) -> Tensor | None:
+    """(D, width): the directions in which pooled features vary most; None where D is no more."""
+    covariance: Tensor | None = None
+    total, count = torch.zeros(()), 0
+    for rows in _blocks(usable):
+        pooled = features.batch(rows).mean(dim=1).double().cpu()  # (B, n, D) -> (B, D)
+        if pooled.shape[1] <= width:
+            return None
+        product = pooled.T @ pooled
+        covariance = product if covariance is None else covariance + product
+        total, count = total + pooled.sum(dim=0), count + len(pooled)
+    if covariance is None:
+        return None
+    mean = total / count
+    directions = torch.linalg.eigh(covariance / count - mean[:, None] * mean).eigenvectors
+    return directions[:, -width:].flip(1).float().contiguous()
 
 
 def _fit_aligned(
