@@ -18,6 +18,8 @@ from tinyalign.evaluation.controls import RandomMemories
 from tinyalign.evaluation.inputs import ItemReader
 from tinyalign.evaluation.results import read_predictions, read_results
 from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.statistics import Interval
+from tinyalign.evaluation.tasks import Scored
 from tinyalign.model.vision import VisionEncoder
 
 from .conftest import World, make_captions, make_model
@@ -43,7 +45,7 @@ def close(a, b) -> bool:
 def test_batch_size_changes_nothing(world: World, questions, memory: bool):
     one = run(world, questions, memory=memory, batch_size=1).predictions
     assert len({p.prediction for p in one}) > 1, "the model must not answer all alike"
-    for size in (4, 32):
+    for size in (7, 32):
         assert close(run(world, questions, memory=memory, batch_size=size).predictions, one)
 
 
@@ -302,3 +304,19 @@ def test_text_only_captions_start_as_texts_do(world, compressor, tiny_vision_dir
     assert sum(p.supervised_tokens for p in found.predictions) == sum(
         len(item.full.labels) - 1 for item in batch.items
     )
+
+
+def test_a_scorer_of_ones_own_judges_a_task_of_any_name(world: World, questions):
+    def scorer(predictions):
+        scored = [dataclasses.replace(p, scores={"length": len(p.prediction)}) for p in predictions]
+        return Scored(scored, {"length": Interval(1, 0, 2)})
+
+    sorted_ = [dataclasses.replace(questions[0], category="colours"), *questions[1:3]]
+    found = run(world, sorted_, "mine", scorer=scorer)
+    assert (found.results.task, found.results.metrics) == ("mine", {"length": Interval(1, 0, 2)})
+    assert [p.scores["length"] for p in found.predictions] == [
+        len(p.prediction) for p in found.predictions
+    ]
+    assert [p.category for p in found.predictions] == ["colours", "", ""]
+    with pytest.raises(EvaluationError, match="max_new_tokens"):
+        run(world, sorted_, "mine", scorer=scorer, max_new_tokens=None)

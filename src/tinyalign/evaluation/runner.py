@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from tinyalign.evaluation.judge import Judge
 from tinyalign.evaluation.parts import Judged
 from tinyalign.evaluation.results import Prediction, Results, Skipped, library_versions
 from tinyalign.evaluation.shards import Shard, rank
-from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, check_task, score
+from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
 from tinyalign.hashing import hash_tensors
 from tinyalign.log import logger, progress
 from tinyalign.memory.builder import FeatureRows
 from tinyalign.model.protocols import MemoryRetriever
+
+Scorer = Callable[[Sequence[Prediction]], Scored]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ def evaluate(
     bank_name: str | None = None,
     protocol: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    scorer: Scorer | None = None,
 ) -> Evaluation:
     """Judge `model` on `samples`; greedy decoding.
 
     Under torch.distributed every rank judges its share, rank 0 writes, and all return the whole.
 
     Args:
-        task: "caption" (loss, CIDEr-D, BLEU-4), "vqa" or "easy_vqa" (loss, accuracy).
+        task: "caption" (loss, CIDEr-D, BLEU-4), "vqa" or "easy_vqa" (loss, accuracy); with a
+            `scorer` of your own, any name.
         retriever: where memories come from; without one the model runs without memory, also if
             one is attached to it. A bank entry with the sample's id or image is never used.
         show_image: False leaves the image out of the prompt, and with it the memories, which
@@ -79,15 +84,16 @@ def evaluate(
         strict: stop at the first unusable sample instead of listing it.
         model_name, bank_name: what the results call them; by default where they came from.
         protocol, data: how questions were put, and where samples lie, for the results.
+        scorer: predictions, one for each sample that was judged and in order, to their scores;
+            `max_new_tokens` must be given with it.
 
     Raises EvaluationError for an unknown task, when no sample could be judged, or when `out`
     holds an evaluation with other settings.
     """
-    check_task(task)
+    length = _length(task, max_new_tokens, scorer)
     started = time.perf_counter()
     if device is not None:
         model.to(device)
-    length = MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
     reader = ItemReader(
         samples,
         processor,
@@ -106,12 +112,21 @@ def evaluate(
         return Evaluation(*finished)
     _judge_all(judge, reader, collection, batch_size)
     draft.settings["seconds"] = round(time.perf_counter() - started, 3)
-    found = _scored(draft, collection.join(), samples)
+    found = _scored(draft, collection.join(), samples, scorer)
     if not found.missing:
         collection.write(found.results, found.predictions)
     elif (finished := collection.finished()) is not None:  # another shard joined them just now
         return Evaluation(*finished)
     return found
+
+
+def _length(task: str, max_new_tokens: int | None, scorer: Scorer | None) -> int:
+    """Tokens an answer may have. Raises EvaluationError for an unknown task."""
+    if scorer is None:
+        check_task(task)
+    elif max_new_tokens is None:
+        raise EvaluationError(f"Say with max_new_tokens how long an answer of {task!r} may be.")
+    return MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
 
 
 def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_size: int) -> None:
@@ -126,7 +141,9 @@ def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_s
             advance(len(batch.items) + len(batch.skipped))
 
 
-def _scored(draft: Results, judged: Judged, samples: Sequence[Sample]) -> Evaluation:
+def _scored(
+    draft: Results, judged: Judged, samples: Sequence[Sample], scorer: Scorer | None
+) -> Evaluation:
     """Results with their numbers, from what was judged; without them while samples are missing."""
     predictions = [judged.predictions[index] for index in sorted(judged.predictions)]
     skipped = [judged.skipped[index] for index in sorted(judged.skipped)]
@@ -138,13 +155,15 @@ def _scored(draft: Results, judged: Judged, samples: Sequence[Sample]) -> Evalua
         "memories": max((len(p.memory_ids) for p in predictions), default=0),
         "images": len({p.image_id for p in predictions}),
     }
-    scored = score(
-        draft.task,
-        predictions,
-        generated=draft.decoding["max_new_tokens"] > 0,
-        reference_set=_reference_set(samples) if draft.task == "caption" else None,
-        seed=draft.seed,
-    )
+    if scorer is None:
+        scorer = partial(
+            score,
+            draft.task,
+            generated=draft.decoding["max_new_tokens"] > 0,
+            reference_set=_reference_set(samples) if draft.task == "caption" else None,
+            seed=draft.seed,
+        )
+    scored = scorer(predictions)
     results.metrics = scored.metrics
     return Evaluation(results, scored.predictions)
 
