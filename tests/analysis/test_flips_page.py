@@ -111,6 +111,14 @@ def test_whatever_is_said_stays_text():
     assert page.text.count("alert(1)") >= 8
 
 
+def test_a_lower_loss_is_better_and_a_lower_accuracy_is_worse():
+    a, b = predictions([0]), predictions([1])
+    assert "A \u2212 B: -1.0000, A is worse" in page_of(a, b).text
+    b = [dataclasses.replace(p, loss_sum=2.0) for p in b]
+    page = Page(flips_page(compare_runs(a, b, "loss"), results("a"), results("b"), {}))
+    assert "A \u2212 B: -1.0000, A is better" in page.text
+
+
 def test_runs_without_a_difference_say_so():
     page = page_of(predictions([1, 0]), predictions([1, 0]))
     assert "do not differ on any sample" in page.text

@@ -20,11 +20,15 @@ SIDE = 280  # pixels of an image's longer side at most
 QUALITY = 80
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --quiet: #777; --up: #1a7f37; --down: #c0392b; }
+:root { color-scheme: light dark; --line: #8884; --quiet: #777; --better: #1a7f37;
+        --worse: #c0392b; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
+h3 { margin: 0; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left;
-         vertical-align: top; overflow-wrap: anywhere; }
+         vertical-align: top; }
+td { overflow-wrap: anywhere; }
+th, td.number, td.quiet { overflow-wrap: normal; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 article { display: flex; flex-wrap: wrap; gap: 1.2rem; border-top: 1px solid var(--line);
           padding: 1.2rem 0; }
@@ -34,7 +38,7 @@ img { max-width: 280px; height: auto; display: block; }
 .none { width: 280px; height: 120px; border: 1px dashed var(--line); display: grid;
         place-items: center; color: var(--quiet); }
 .quiet { color: var(--quiet); }
-.up { color: var(--up); } .down { color: var(--down); }
+.better { color: var(--better); } .worse { color: var(--worse); }
 """
 
 
@@ -53,7 +57,10 @@ def flips_page(
     differ. memories: texts of bank entries by id, of A's bank and of B's, beside the ids.
     """
     title = f"{a.task}: {comparison.metric} of two runs"
-    flips = "\n".join(_flip(n, f, images, memories) for n, f in enumerate(comparison.flips, 1))
+    flips = "\n".join(
+        _flip(f"flip-{number}", flip, comparison.lower_is_better, images, memories)
+        for number, flip in enumerate(comparison.flips, 1)
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -132,8 +139,9 @@ def _heading(found: Comparison) -> str:
 
 
 def _flip(
-    number: int,
+    anchor: str,
     flip: Flip,
+    lower_is_better: bool,
     images: Mapping[str, Image.Image],
     memories: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> str:
@@ -141,8 +149,8 @@ def _flip(
     question = a.instruction or "(no instruction)"
     references = " &middot; ".join(escape(each) for each in dict.fromkeys(a.references))
     category = f" &middot; {escape(a.category)}" if a.category else ""
-    sign = "up" if flip.difference > 0 else "down"
-    return f"""<article id="flip-{number}">
+    good = "better" if (flip.difference > 0) != lower_is_better else "worse"
+    return f"""<article id="{anchor}">
 <figure>{_picture(images.get(a.image_id), a.id)}
 <figcaption class="quiet">{escape(a.id)}{category}</figcaption></figure>
 <div>
@@ -152,7 +160,7 @@ def _flip(
 {_said("A", a)}
 {_said("B", b)}
 </table>
-<p class="{sign}">A &minus; B: {flip.difference:+.4f}</p>
+<p class="{good}">A &minus; B: {flip.difference:+.4f}, A is {good}</p>
 {_memories("A", a, memories[0])}
 {_memories("B", b, memories[1])}
 </div>
