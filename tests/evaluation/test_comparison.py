@@ -53,6 +53,16 @@ def test_right_and_wrong_answers_are_tested_by_both_tests():
     assert found.p_bootstrap < 0.05
 
 
+def test_mcnemar_is_gone_by_only_where_every_sample_has_its_own_image():
+    right = [1] * 12 + [0] * 8, [0] * 9 + [1] * 4 + [0] * 7
+    shared = compare_runs(*(answered(each) for each in right), "accuracy")
+    alone = compare_runs(*(answered(each, each=1) for each in right), "accuracy")
+    assert shared.p == shared.p_bootstrap
+    assert alone.p == alone.p_mcnemar == shared.p_mcnemar
+    assert alone.p_line.startswith("McNemar, exact: p = 0.021; paired bootstrap")
+    assert "as if the 20 samples" in shared.p_line
+
+
 def test_what_is_not_right_or_wrong_has_the_bootstraps_p_alone():
     a, b = answered([1, 0, 1, 0]), answered([1, 1, 0, 0])
     assert compare_runs(a, b, "loss").p_mcnemar is None

@@ -92,7 +92,6 @@ def _summary(found: Comparison, a: Results, b: Results) -> str:
         f'<td class="number">{value.value:.4f}</td><td class="number">{_range(value)}</td></tr>'
         for name, model, memory, value in rows
     )
-    exact = "" if found.p_mcnemar is None else f"; McNemar, exact: p = {found.p_mcnemar:.2g}"
     lower = " (lower is better)" if found.lower_is_better else ""
     return f"""<table>
 <tr><th></th><th>model</th><th>memory</th>
@@ -100,7 +99,7 @@ def _summary(found: Comparison, a: Results, b: Results) -> str:
 {lines}
 </table>
 <p>{found.n} samples of {found.images} images. A is higher on {found.only_a_higher}, B on
-{found.only_b_higher}. Paired bootstrap over images: p = {found.p_bootstrap:.2g}{exact}.</p>"""
+{found.only_b_higher}. Test of no difference: {escape(found.p_line)}.</p>"""
 
 
 def _memory(results: Results) -> str:

@@ -48,8 +48,9 @@ class Side:
 def compare(args: CompareArgs) -> int:
     """Compare two runs on the same samples: A - B with its 95 % interval over images.
 
-    The p is McNemar's (exact) where a sample is right or wrong, and that of a paired bootstrap
-    over images in any case. Of folders with several runs, those of the same name are compared.
+    Two p values: of a paired bootstrap over images, and McNemar's (exact) where samples are right
+    or wrong, which is the one to go by when every sample has its own image. Of folders
+    with several runs, those of the same name are compared.
     """
     a, b = Path(args.a), Path(args.b)
     names = _names(a, b)
@@ -80,7 +81,7 @@ def _one(args: CompareArgs, a: Side, b: Side) -> int:
     say_table(columns((f"{a.results.task}", found.metric + lower, "95 % from", "to"), rows))
     higher = f"A is higher on {found.only_a_higher}, B on {found.only_b_higher}"
     say(f"{found.n} samples of {found.images} images; {higher}")
-    say(_p_line(found))
+    say(found.p_line)
     for line in differs:
         say(f"differs: {line}")
     if found.categories:
@@ -109,7 +110,7 @@ def _several(args: CompareArgs, sides: Sequence[tuple[str, Side, Side]]) -> int:
     rows = [
         (
             name, c.metric, c.a.value, c.b.value, f"{c.difference.value:+.4f}",
-            f"{c.difference.low:+.4f} to {c.difference.high:+.4f}", _p(c),
+            f"{c.difference.low:+.4f} to {c.difference.high:+.4f}", f"{c.p:.2g}",
         )
         for name, c in found.items()
     ]  # fmt: skip
@@ -153,24 +154,13 @@ def _read(path: Path) -> Side:
 
 def _as_dict(found: Comparison) -> dict[str, Any]:
     """JSON-ready, the flips by id."""
-    values = asdict(found)
+    values = asdict(found) | {"p": found.p}
     values["flips"] = [
         {"id": flip.a.id, "difference": flip.difference, "a": flip.a.prediction,
          "b": flip.b.prediction, "references": flip.a.references}
         for flip in found.flips
     ]  # fmt: skip
     return values
-
-
-def _p(found: Comparison) -> str:
-    return f"{found.p_bootstrap if found.p_mcnemar is None else found.p_mcnemar:.2g}"
-
-
-def _p_line(found: Comparison) -> str:
-    bootstrap = f"paired bootstrap over images: p = {found.p_bootstrap:.2g}"
-    if found.p_mcnemar is None:
-        return bootstrap
-    return f"McNemar, exact, over samples: p = {found.p_mcnemar:.2g}; {bootstrap}"
 
 
 def _tell_categories(found: Comparison) -> None:

@@ -74,6 +74,29 @@ class Comparison:
     """The largest differences, largest first."""
 
     @property
+    def p(self) -> float:
+        """The p to go by: McNemar's where every sample has an image of its own, else the other.
+
+        Questions about one image are not independent, and McNemar's p is too small for them
+        (`benchmarks/intervals.py`).
+        """
+        alone = self.images == self.n
+        return self.p_mcnemar if alone and self.p_mcnemar is not None else self.p_bootstrap
+
+    @property
+    def p_line(self) -> str:
+        """Both tests in a sentence, the one to go by first."""
+        bootstrap = f"paired bootstrap over images: p = {self.p_bootstrap:.2g}"
+        if self.p_mcnemar is None:
+            return bootstrap
+        if self.images == self.n:
+            return f"McNemar, exact: p = {self.p_mcnemar:.2g}; {bootstrap}"
+        return (
+            f"{bootstrap}; McNemar, exact, as if the {self.n} samples were of as many images: "
+            f"p = {self.p_mcnemar:.2g}"
+        )
+
+    @property
     def lower_is_better(self) -> bool:
         """True of a loss alone."""
         return self.metric == LOSS
