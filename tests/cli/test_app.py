@@ -138,7 +138,7 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path: Path, photo: Image.I
         "--text": [("bank", "search", gone)],
         "--bank": [
             ("ask", "what?", "--model", gone, "--image", image, "--show-memories"),
-            ("evaluate", "--model", gone, *judged, "--random-memories"),
+            ("evaluate", "--model", gone, *judged, "--memory", "random"),
         ],
         "minutes": [("quickstart", "--minutes", "-1")],
     }

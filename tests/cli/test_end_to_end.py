@@ -116,7 +116,7 @@ def check_evaluation(run, report, workplace: Path, folder: Path) -> None:
     assert json.loads((workplace / "judged-0" / "results.json").read_text())["bank"] is None
     mixed = ("--model", baseline, "--bank", folder, "--out", workplace / "judged-1")
     assert run("evaluate", *mixed, *words)[0] == 2
-    drawn = ("--model", folder, "--bank", folder, "--random-memories")
+    drawn = ("--model", folder, "--bank", folder, "--memory", "random")
     drawn = report("evaluate", *drawn, *words, "--out", workplace / "judged-2")
     assert drawn["metrics"]["loss"] != results["metrics"]["loss"]
 

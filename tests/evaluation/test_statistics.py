@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.caption_metrics import bleu, bleu_statistics
 from tinyalign.evaluation.statistics import (
     Interval,
     interval,
+    mcnemar,
     paired_difference,
+    paired_test,
     per_item,
 )
 
@@ -104,6 +110,53 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         found = interval(per_item(normal_scores(60, seed)), resamples=300, seed=seed)
         covered += found.low <= 0 <= found.high
     assert 178 <= covered <= 199  # 95 % of 200 is 190
+
+
+@given(only_a=st.integers(0, 12), only_b=st.integers(0, 12))
+def test_mcnemar_is_the_share_of_coin_rows_at_least_as_uneven(only_a: int, only_b: int):
+    n = only_a + only_b
+    rows = [comb(n, heads) for heads in range(n + 1)]
+    uneven = [c for heads, c in enumerate(rows) if abs(2 * heads - n) >= abs(only_a - only_b)]
+    assert mcnemar(only_a, only_b) == pytest.approx(sum(uneven) / 2**n)
+    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a)
+
+
+def test_mcnemar_of_many_and_of_hopeless_counts():
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(5000, 5100) == pytest.approx(0.3247, abs=2e-4)  # normal: z = 99 / sqrt(10100)
+    assert mcnemar(0, 3000) == 0  # smaller than any float
+
+
+def test_bootstrap_p_is_below_a_twentieth_where_the_interval_excludes_zero():
+    agreeing = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(0.25, 1, 80), rng.normal(0, 1, 80)
+        found, p = paired_test(per_item(a), per_item(b), seed=seed)
+        assert found == paired_difference(per_item(a), per_item(b), seed=seed)
+        assert 0 < p <= 1
+        agreeing += found.excludes_zero == (p < 0.05)
+    assert agreeing >= 39  # a tie at the edge aside
+
+
+def test_bootstrap_p_of_no_difference_is_even():
+    below = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(size=(2, 60))
+        below += paired_test(per_item(a), per_item(b), resamples=400, seed=seed)[1] < 0.2
+    assert 22 <= below <= 60  # 20 % of 200 is 40
+
+
+def test_copies_of_one_image_make_no_p_smaller():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.2, 1, 50), rng.normal(size=50)
+    copies = np.repeat(a, 9), np.repeat(b, 9)
+    images = np.repeat(np.arange(50), 9).tolist()
+    alone = paired_test(per_item(a), per_item(b))
+    clustered = paired_test(per_item(copies[0]), per_item(copies[1]), images=images)
+    assert clustered[1] == pytest.approx(alone[1])
+    assert paired_test(per_item(copies[0]), per_item(copies[1]))[1] < alone[1] / 2
 
 
 def test_what_cannot_be_resampled_is_refused():

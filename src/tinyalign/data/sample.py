@@ -49,6 +49,9 @@ class Sample:
     """Which data set it came from: a file or package name."""
     references: tuple[str, ...] = ()
     """Every human caption, or every accepted answer, of this image or question; for evaluation."""
+    category: str = ""
+    """Kind of question, such as a benchmark's sub-task; evaluations break their numbers down by
+    it."""
 
     @property
     def instruction(self) -> str:

@@ -18,12 +18,13 @@ def answer_losses(
 ) -> tuple[list[float], list[int]]:
     """Cross entropy summed over each sample's supervised tokens, in nats, and their number.
 
-    `inputs` holds the features and memories of the samples, row by row. Logits exist only where
+    `inputs` holds the features and memories of the samples, row by row; without any the model
+    reads text alone. Logits exist only where
     a token is supervised, so a long prompt costs no memory at the LLM's head.
     """
     rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in encoded]
     batch = Collator(pad_token_id)(rows)
-    device = inputs["vision_features"].device
+    device = model.device
     counts: Tensor = batch["n_supervised"]
     if not counts.sum():
         return [0.0] * len(rows), [0] * len(rows)
@@ -53,7 +54,7 @@ def answers(
     """Greedy answers. Prompts are padded on the left, so batching does not change them."""
     collate = Collator(tokenizer.pad_token_id, padding_side="left")
     batch = collate([{"input_ids": prompt.input_ids} for prompt in prompts])
-    device = inputs["vision_features"].device
+    device = model.device
     ids = batch["input_ids"].to(device)
     output = model.generate(
         input_ids=ids,

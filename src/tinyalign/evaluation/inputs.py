@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,8 +52,16 @@ def references(sample: Sample) -> tuple[str, ...]:
     return sample.references or ((sample.answer,) if sample.answer else ())
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples read together: those that can be judged, and why the others cannot, by index."""
+
+    items: list[Item]
+    skipped: dict[int, Skipped]
+
+
 class ItemReader:
-    """Reads samples in batches; those that cannot be judged go on the `skipped` list.
+    """Reads samples in batches; those that cannot be judged come with the reason.
 
     Conversations become ids exactly as in training: through `data.chat.encode`.
     """
@@ -64,36 +72,39 @@ class ItemReader:
         processor: Any,
         n_memory_tokens: int,
         *,
-        images: bool,
+        decode: bool,
         strict: bool,
+        show_image: bool = True,
     ) -> None:
-        """`images`: decode them. `strict`: raise DataError for what cannot be judged instead."""
+        """`decode` images. `strict`: raise DataError for what cannot be judged instead.
+
+        Without `show_image` prompts hold the text alone, and a sample without any text starts
+        as texts do, with the tokenizer's BOS. Images are decoded all the same, so that the
+        samples that can be judged are the same ones.
+        """
         self.samples = samples
         self.processor = processor
-        self.n_memory_tokens = n_memory_tokens
-        self.images = images
+        self.n_memory_tokens = n_memory_tokens if show_image else 0
+        self.decode = decode
         self.strict = strict
-        self.skipped: list[Skipped] = []
-        self.reference_set: dict[str, tuple[str, ...]] = {}
-        """References by image, of every sample read, also of those that were skipped."""
+        self.show_image = show_image
 
-    def batches(self, size: int) -> Iterator[tuple[int, list[Item]]]:
-        """Yield (samples read, usable items among them) for every `size` samples."""
-        for start in range(0, len(self.samples), size):
-            indices = range(start, min(start + size, len(self.samples)))
-            items = [item for item in map(self._item_or_skip, indices) if item is not None]
-            yield len(indices), items
+    def batches(self, size: int, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+        """`size` samples at a time, of those at `indices` (by default all)."""
+        indices = range(len(self.samples)) if indices is None else indices
+        for start in range(0, len(indices), size):
+            skipped: dict[int, Skipped] = {}
+            read = [self._item_or_skip(i, skipped) for i in indices[start : start + size]]
+            yield Batch([item for item in read if item is not None], skipped)
 
-    def _item_or_skip(self, index: int) -> Item | None:
+    def _item_or_skip(self, index: int, skipped: dict[int, Skipped]) -> Item | None:
         sample = self.samples[index]
-        if references(sample):
-            self.reference_set.setdefault(image_id(sample), references(sample))
         try:
             return self._item(index, sample)
         except DataError as error:
             if self.strict:
                 raise
-            self.skipped.append(Skipped(sample.id, str(error)))
+            skipped[index] = Skipped(sample.id, str(error))
             return None
 
     def _item(self, index: int, sample: Sample) -> Item:
@@ -110,13 +121,13 @@ class ItemReader:
             full = self._encode(sample, ask=False)
         else:
             full = Encoded(prompt.input_ids, [IGNORED] * len(prompt.input_ids))
-        image = load_image(sample.images[0]) if self.images else None
+        image = load_image(sample.images[0]) if self.decode else None
         return Item(index, sample, image_id(sample), judged_by, prompt, full, image)
 
     def _encode(self, sample: Sample, ask: bool) -> Encoded:
         processor = self.processor
-        return encode(
-            sample,
+        encoded = encode(
+            sample if self.show_image else replace(sample, images=()),
             processor.tokenizer,
             processor.chat_template,
             n_image_tokens=processor.image_seq_length,
@@ -125,6 +136,15 @@ class ItemReader:
             memory_token=processor.memory_token,
             add_generation_prompt=ask,
         )
+        return encoded if self.show_image else _opened(encoded, processor.tokenizer)
+
+
+def _opened(encoded: Encoded, tokenizer: Any) -> Encoded:
+    """With a first token, from which the model can go on: BOS, or EOS where there is none."""
+    if encoded.input_ids and encoded.labels[0] == IGNORED:
+        return encoded
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return Encoded([first, *encoded.input_ids], [IGNORED, *encoded.labels])
 
 
 def vision_features(

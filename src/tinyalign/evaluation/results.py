@@ -14,8 +14,12 @@ from typing import Any
 import tinyalign
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.statistics import Interval
+from tinyalign.training.run_folder import differences
 
+RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
+FREE = ("batch_size", "device", "seconds", "images", "memories", "data")
+"""Settings that change no prediction, or that are only known at the end."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Prediction:
     """Their similarities to the query (inner product of unit vectors)."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Per-sample metrics, such as `cider` or `accuracy`."""
+    category: str = ""
+    """Kind of question, such as a benchmark's sub-task; empty where there are none."""
 
     @classmethod
     def from_json(cls, line: str, where: str = "predictions") -> Prediction:
@@ -78,12 +84,28 @@ class Results:
     seed: int
     versions: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What else decides the numbers: batch size, generated tokens, hashes, images, seconds."""
+    """How it was run: memory, k, image shown or not, precision, batch size, device, seconds."""
     skipped: list[Skipped] = field(default_factory=list)
+    model_hash: str | None = None
+    """Hash of the model's weights, whatever folder they lie in."""
+    bank_hash: str | None = None
+    """The bank's identity; None without one."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """How questions were put and answers read: name, version, prompt; empty where a task has but
+    one way."""
+    decoding: dict[str, Any] = field(default_factory=dict)
+    """How answers were generated."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; every metric as `{value, low, high}`."""
         return {**asdict(self), "metrics": {k: v.as_dict() for k, v in self.metrics.items()}}
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the predictions, JSON-ready: two parts of one evaluation agree on it."""
+        names = ("task", "model_hash", "bank_hash", "protocol", "decoding", "seed", "versions")
+        found = {name: getattr(self, name) for name in names}
+        found["settings"] = {k: v for k, v in self.settings.items() if k not in FREE}
+        return json.loads(json.dumps(found))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Results:
@@ -123,7 +145,7 @@ def write_results(
 def results_path(out: str | os.PathLike[str]) -> Path:
     """`out` itself when it names a .json file, else `out`/results.json."""
     path = Path(out)
-    return path if path.suffix == ".json" else path / "results.json"
+    return path if path.suffix == ".json" else path / RESULTS
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
@@ -151,6 +173,31 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
+
+
+def refuse_unknown(path: Path) -> None:
+    """Raise EvaluationError where predictions lie beside a results file that is not there."""
+    predictions = path.parent / PREDICTIONS
+    if predictions.is_file() and not path.is_file():
+        raise EvaluationError(
+            f"{predictions}: belongs to another evaluation in this folder and would be lost; "
+            "give each evaluation a folder of its own"
+        )
+
+
+def check_same(where: Path, before: Any, now: Mapping[str, Any]) -> None:
+    """Raise EvaluationError unless the evaluation in `where` had the settings it has `now`.
+
+    Both as `Results.deciding` gives them.
+    """
+    different = differences(before, now)
+    if different:
+        more = f"; and {len(different) - 4} more" if len(different) > 4 else ""
+        raise EvaluationError(
+            f"{where}: belongs to another evaluation, in which other settings held "
+            f"({'; '.join(different[:4])}{more}); choose another folder, or start over with "
+            "--no-resume (resume=False), which drops what is there"
+        )
 
 
 def _write_whole(path: Path, parts: Iterable[str]) -> None:

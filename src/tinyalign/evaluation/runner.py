@@ -1,33 +1,32 @@
-"""Run a model over samples: batched, with or without memory, every number with its interval."""
+"""Run a model over samples: batched, resumable, in shards, every number with its interval."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import EvaluationError, first_few
-from tinyalign.evaluation.calls import answer_losses, answers
-from tinyalign.evaluation.inputs import Item, ItemReader, retrieve, vision_features
-from tinyalign.evaluation.results import (
-    Prediction,
-    Results,
-    Skipped,
-    library_versions,
-    write_results,
-)
-from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, check_task, score
+from tinyalign.evaluation.collection import Collection
+from tinyalign.evaluation.inputs import ItemReader, image_id, references
+from tinyalign.evaluation.judge import Judge
+from tinyalign.evaluation.parts import Judged
+from tinyalign.evaluation.results import Prediction, Results, Skipped, library_versions
+from tinyalign.evaluation.shards import Shard, rank
+from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
+from tinyalign.hashing import hash_tensors
 from tinyalign.log import logger, progress
 from tinyalign.memory.builder import FeatureRows
 from tinyalign.model.protocols import MemoryRetriever
-from tinyalign.model.vision import VisionEncoder
+
+Scorer = Callable[[Sequence[Prediction]], Scored]
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Evaluation:
 
     results: Results
     predictions: list[Prediction]
+    missing: int = 0
+    """Samples that other shards have still to judge; while there are any, there is no metric."""
 
 
 def evaluate(
@@ -45,162 +46,169 @@ def evaluate(
     *,
     task: str,
     retriever: MemoryRetriever | None = None,
+    show_image: bool = True,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    shard: Shard | None = None,
     cached_features: FeatureRows | None = None,
     strict: bool = False,
     model_name: str | None = None,
     bank_name: str | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    scorer: Scorer | None = None,
 ) -> Evaluation:
     """Judge `model` on `samples`; greedy decoding.
 
+    Under torch.distributed every rank judges its share, rank 0 writes, and all return the whole.
+
     Args:
-        task: "caption" (loss, CIDEr-D, BLEU-4), "vqa" or "easy_vqa" (loss, accuracy).
+        task: "caption" (loss, CIDEr-D, BLEU-4), "vqa" or "easy_vqa" (loss, accuracy); with a
+            `scorer` of your own, any name.
         retriever: where memories come from; without one the model runs without memory, also if
             one is attached to it. A bank entry with the sample's id or image is never used.
+        show_image: False leaves the image out of the prompt, and with it the memories, which
+            are looked up by it: what the text alone gives away.
         max_new_tokens: by default enough for the task; 0 measures the loss alone.
         seed: of the bootstrap; nothing else is random.
         device: moves the model there first; by default it stays where it is.
-        out: results.json or its folder; predictions.jsonl goes beside it.
+        out: results.json or its folder; predictions.jsonl goes beside it. A run that was stopped
+            goes on where it was; a finished one is read, not run again.
+        resume: False drops what `out` holds of an earlier evaluation.
+        shard: judge only these samples; the shard that finds all others done in `out` joins them.
         cached_features: the frozen tower's output (n, D) for each sample, by index.
         strict: stop at the first unusable sample instead of listing it.
         model_name, bank_name: what the results call them; by default where they came from.
+        protocol, data: how questions were put, and where samples lie, for the results.
+        scorer: predictions, one for each sample that was judged and in order, to their scores;
+            `max_new_tokens` must be given with it.
 
-    Raises EvaluationError for an unknown task or when no sample could be judged.
+    Raises EvaluationError for an unknown task, when no sample could be judged, or when `out`
+    holds an evaluation with other settings.
     """
-    check_task(task)
+    length = _length(task, max_new_tokens, scorer)
     started = time.perf_counter()
     if device is not None:
         model.to(device)
-    length = MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
     reader = ItemReader(
         samples,
         processor,
         _memory_tokens(model, retriever),
-        images=cached_features is None or retriever is not None,  # memories exclude by image
+        decode=cached_features is None or retriever is not None,  # memories exclude by image
         strict=strict,
+        show_image=show_image,
     )
-    judge = _Judge(model, processor, retriever, length, cached_features)
-    with _evaluating(model), progress(f"Evaluating {task}", len(samples)) as advance:
-        for read, items in reader.batches(batch_size):
-            judge.add(items)
-            advance(read)
-    _report(reader.skipped, len(samples))
-    scored = score(
-        task,
-        judge.predictions,
-        generated=length > 0,
-        reference_set=list(reader.reference_set.values()),
-        seed=seed,
-    )
-    results = Results(
-        task=task,
-        n=len(scored.predictions),
-        metrics=scored.metrics,
-        model=model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
-        bank=bank_name or _bank_name(retriever),
-        seed=seed,
-        versions=library_versions(),
-        settings={
-            "batch_size": batch_size,
-            "max_new_tokens": length,
-            "decoding": "greedy",
-            "memories": judge.memories,
-            "bank_hash": getattr(getattr(retriever, "bank", None), "hash", None),
-            "images": len({p.image_id for p in scored.predictions}),
-            "device": str(judge.vision.device),
-            "dtype": str(model.get_output_embeddings().weight.dtype),
-            "seconds": round(time.perf_counter() - started, 3),
-        },
-        skipped=reader.skipped,
-    )
-    if out is not None:
-        write_results(out, results, scored.predictions)
+    judge = Judge(model, processor, retriever, length, cached_features, show_image)
+    draft = _draft(judge, task, len(samples), seed, protocol)
+    draft.model, draft.bank = model_name or draft.model, bank_name or draft.bank
+    draft.settings |= {"batch_size": batch_size, "data": dict(data or {})}
+    collection = Collection(out, draft, shard, resume)
+    if (finished := collection.finished()) is not None:
+        logger.info("%s: finished before with these settings; nothing to do", collection.path)
+        return Evaluation(*finished)
+    _judge_all(judge, reader, collection, batch_size)
+    draft.settings["seconds"] = round(time.perf_counter() - started, 3)
+    found = _scored(draft, collection.join(), samples, scorer)
+    if not found.missing:
+        collection.write(found.results, found.predictions)
+    elif (finished := collection.finished()) is not None:  # another shard joined them just now
+        return Evaluation(*finished)
+    return found
+
+
+def _length(task: str, max_new_tokens: int | None, scorer: Scorer | None) -> int:
+    """Tokens an answer may have. Raises EvaluationError for an unknown task."""
+    if scorer is None:
+        check_task(task)
+    elif max_new_tokens is None:
+        raise EvaluationError(f"Say with max_new_tokens how long an answer of {task!r} may be.")
+    return MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
+
+
+def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_size: int) -> None:
+    """Judge what is left of this process's share."""
+    todo = collection.start(reader.samples)
+    total = len(collection.share.indices(len(reader.samples)))
+    bar = progress("Evaluating", total) if rank() == 0 else nullcontext(lambda n: None)
+    with _evaluating(judge.model), bar as advance:
+        advance(total - len(todo))
+        for batch in reader.batches(batch_size, todo):
+            collection.add(Judged(judge.judge(batch.items), batch.skipped))
+            advance(len(batch.items) + len(batch.skipped))
+
+
+def _scored(
+    draft: Results, judged: Judged, samples: Sequence[Sample], scorer: Scorer | None
+) -> Evaluation:
+    """Results with their numbers, from what was judged; without them while samples are missing."""
+    predictions = [judged.predictions[index] for index in sorted(judged.predictions)]
+    skipped = [judged.skipped[index] for index in sorted(judged.skipped)]
+    results = replace(draft, n=len(predictions), skipped=skipped)
+    if missing := judged.missing(len(samples)):
+        return Evaluation(results, predictions, missing)
+    _report(skipped, len(samples))
+    results.settings |= {
+        "memories": max((len(p.memory_ids) for p in predictions), default=0),
+        "images": len({p.image_id for p in predictions}),
+    }
+    if scorer is None:
+        scorer = partial(
+            score,
+            draft.task,
+            generated=draft.decoding["max_new_tokens"] > 0,
+            reference_set=_reference_set(samples) if draft.task == "caption" else None,
+            seed=draft.seed,
+        )
+    scored = scorer(predictions)
+    results.metrics = scored.metrics
     return Evaluation(results, scored.predictions)
 
 
-class _Judge:
-    """Turns batches of items into predictions, asking the same question only once."""
+def _draft(
+    judge: Judge, task: str, n: int, seed: int, protocol: Mapping[str, Any] | None
+) -> Results:
+    """All of the results that is known before the first sample."""
+    model, retriever = judge.model, judge.retriever
+    learned = model.config.memory_source == "soft_prompt" and judge.show_image
+    return Results(
+        task=task,
+        n=0,
+        metrics={},
+        model=str(getattr(model, "name_or_path", "") or type(model).__name__),
+        bank=_bank_name(retriever),
+        seed=seed,
+        versions=library_versions(),
+        settings={
+            "samples": n,
+            "memory": getattr(retriever, "mode", "on") if retriever else _without(learned),
+            "memory_seed": getattr(retriever, "seed", None),
+            "k": getattr(retriever, "k", None),
+            "image": "shown" if judge.show_image else "left out",
+            "dtype": str(model.get_output_embeddings().weight.dtype),
+            "device": str(judge.vision.device),
+        },
+        model_hash=hash_tensors(model.state_dict()),
+        bank_hash=getattr(getattr(retriever, "bank", None), "hash", None),
+        protocol=dict(protocol or {}),
+        decoding={"do_sample": False, "num_beams": 1, "max_new_tokens": judge.max_new_tokens},
+    )
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        retriever: MemoryRetriever | None,
-        max_new_tokens: int,
-        cached_features: FeatureRows | None,
-    ) -> None:
-        self.model, self.processor, self.retriever = model, processor, retriever
-        self.vision = VisionEncoder.from_model(model, processor)
-        self.cached_features = cached_features
-        self.max_new_tokens = max_new_tokens
-        self.predictions: list[Prediction] = []
-        self.memories = 0
-        """Most memories that a sample was given."""
-        self._answered: dict[tuple[object, ...], str] = {}
 
-    def add(self, items: list[Item]) -> None:
-        """Judge one batch."""
-        if not items:
-            return
-        features = vision_features(items, self.vision, self.cached_features)
-        inputs: dict[str, Tensor] = {"vision_features": features}
-        memory = None
-        if self.retriever is not None:
-            memory = retrieve(items, features, self.retriever, self.processor)
-            inputs |= {
-                "memory_values": memory.values,
-                "memory_mask": memory.mask,
-                "memory_scores": memory.scores,
-            }
-        pad = self.processor.tokenizer.pad_token_id
-        losses, counts = answer_losses(self.model, [item.full for item in items], inputs, pad)
-        memory_ids = memory.ids if memory is not None else [[] for _ in items]
-        texts = self._answers(items, inputs, memory_ids)
-        for row, item in enumerate(items):
-            ids = tuple(memory_ids[row])
-            scores = memory.scores[row, : len(ids)].tolist() if memory is not None else ()
-            self.memories = max(self.memories, len(ids))
-            self.predictions.append(
-                Prediction(
-                    id=item.sample.id,
-                    image_id=item.image_id,
-                    instruction=item.sample.instruction,
-                    prediction=texts[row],
-                    references=item.references,
-                    loss_sum=losses[row],
-                    supervised_tokens=counts[row],
-                    memory_ids=ids,
-                    memory_scores=tuple(scores),
-                )
-            )
+def _without(learned: bool) -> str:
+    return "soft_prompt" if learned else "off"
 
-    def _answers(
-        self, items: list[Item], inputs: dict[str, Tensor], memory_ids: list[list[str]]
-    ) -> list[str]:
-        if not self.max_new_tokens:
-            return [""] * len(items)
-        questions = [
-            (item.image_id, *item.prompt.input_ids, *ids) for item, ids in zip(items, memory_ids)
-        ]
-        new: dict[tuple[object, ...], int] = {}
-        for row, question in enumerate(questions):
-            if question not in self._answered:
-                new.setdefault(question, row)
-        if new:
-            rows = list(new.values())
-            texts = answers(
-                self.model,
-                [items[row].prompt for row in rows],
-                {name: tensor[rows] for name, tensor in inputs.items()},
-                self.processor.tokenizer,
-                self.max_new_tokens,
-            )
-            self._answered.update(zip(new, texts))
-        return [self._answered[question] for question in questions]
+
+def _reference_set(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
+    """References of every image of the split, also where its samples were skipped."""
+    found: dict[str, tuple[str, ...]] = {}
+    for sample in samples:
+        if references(sample):
+            found.setdefault(image_id(sample), references(sample))
+    return list(found.values())
 
 
 def _memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:

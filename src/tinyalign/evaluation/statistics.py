@@ -102,6 +102,53 @@ def paired_difference(
             differ; each side is averaged over its own.
         relative: divide the difference by `statistic(b)`: -0.05 says a is 5 % below b.
     """
+    point, draws = _paired_draws(a, b, statistic, images, relative, resamples, seed)
+    return _percentiles(point, draws, level)
+
+
+def paired_test(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    images: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """The interval of `paired_difference` and the two-sided bootstrap p of no difference.
+
+    p is twice the smaller share of resamples on either side of zero, each share counted with one
+    resample more than was drawn: p never is 0, and below 0.05 where the interval excludes zero.
+    """
+    point, draws = _paired_draws(a, b, ratio, images, False, resamples, seed)
+    fewer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return _percentiles(point, draws, LEVEL), min(1.0, 2 * (fewer + 1) / (len(draws) + 1))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p that two models are equally often right, from where they disagree.
+
+    only_a, only_b: on how many items only the one, only the other is right. Under the null each
+    of these is a fair coin. Takes items as independent of one another.
+    Source: McNemar 1947, with the binomial tail in place of the chi-square.
+    """
+    n = only_a + only_b
+    term = tail = 1
+    for i in range(1, min(only_a, only_b) + 1):
+        term = term * (n - i + 1) // i
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _paired_draws(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    statistic: Statistic,
+    images: Sequence[Hashable] | None,
+    relative: bool,
+    resamples: int,
+    seed: int,
+) -> tuple[Floats, Floats]:
+    """The difference of a and b, and the same in every resample."""
     left, right = _as_runs(a), _as_runs(b)
     if left.shape[1] != right.shape[1]:
         raise EvaluationError(
@@ -121,7 +168,7 @@ def paired_difference(
         for weights in _weights(sums_a.shape[1], resamples, seed)
     ]
     point = difference(_point(sums_a, statistic), _point(sums_b, statistic))
-    return _percentiles(point, np.concatenate(draws), level)
+    return point, np.concatenate(draws)
 
 
 def _as_runs(statistics: npt.ArrayLike) -> Floats:

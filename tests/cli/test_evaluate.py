@@ -1,0 +1,163 @@
+"""`tinyalign evaluate` on a tiny model: rows, shards, ranks, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyalign.memory.builder import build_bank
+from tinyalign.memory.compressor import Compressor
+from tinyalign.model.vision import VisionEncoder
+from tinyalign.training.recipe import DataSource
+from tinyalign.training.sources import open_source
+
+from ..evaluation.conftest import make_compressor, make_model
+from .conftest import make_pairs
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, tiny_vision_dir: Path, tiny_llm_dir: Path):
+    """A folder with a model, its bank, and nine pairs that are not in it."""
+    folder = tmp_path_factory.mktemp("judged")
+    pairs = open_source(DataSource(path=str(make_pairs(folder / "train", 12))), 0)
+    make_pairs(folder / "dev", 9, first=50)
+    compressor: Compressor = make_compressor(list(pairs), VisionEncoder.load(tiny_vision_dir))
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, k=2, template="plain")
+    vision = VisionEncoder.from_model(model, processor)
+    build_bank(list(pairs), vision, compressor, folder / "bank")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def evaluate(run, judged: Path):
+    """`evaluate(...)` with the model and the data named already."""
+    words = ("--model", judged / "model", "--data", judged / "dev" / "pairs.json")
+    few = ("--task", "caption", "--max-new-tokens", 3, "--batch-size", 4)
+
+    def call(*more: object):
+        return run("evaluate", *words, *few, *more)
+
+    return call
+
+
+def test_one_flag_each_for_what_retrieval_did(evaluate, judged: Path, tmp_path: Path):
+    bank = ("--bank", judged / "bank")
+    flags = {
+        "on": (),
+        "off": ("--memory", "off"),
+        "shuffled": ("--memory", "shuffled"),
+        "text-only": ("--no-image",),
+    }
+    code, out, errors = evaluate(*bank, "--rows", "all", "--out", tmp_path / "rows", "--json")
+    assert code == 0, errors
+    rows = json.loads(out)
+    assert list(rows) == list(flags)
+    for row, words in flags.items():
+        code, out, _ = evaluate(*bank, *words, "--out", tmp_path / row, "--json")
+        single = json.loads(out)
+        assert single["metrics"] == rows[row]["metrics"], row
+        assert single["bank_hash"] == (None if row in ("off", "text-only") else
+                                       rows["on"]["bank_hash"])  # fmt: skip
+    assert len({rows[row]["metrics"]["loss"]["value"] for row in rows}) == 4
+
+
+def test_rows_are_printed_together_with_what_memory_changed(evaluate, judged: Path, tmp_path: Path):
+    words = ("--bank", judged / "bank", "--rows", "all", "--out", tmp_path)
+    code, out, _ = evaluate(*words)
+    assert code == 0
+    results = {
+        row: json.loads((tmp_path / row / "results.json").read_text())["metrics"]
+        for row in ("on", "off", "shuffled", "text-only")
+    }
+    for row, metrics in results.items():
+        value = metrics["loss"]["value"]
+        gap = "" if row == "on" else f" │ +{results['on']['loss']['value'] - value:+.4f}"
+        gap = gap.replace("+-", "-").replace("++", r"\+")
+        assert re.search(rf"│ {row} +│ +{value:.4f} │ [\d. to]+{gap}", out), out
+    assert "results: " in out
+    again = evaluate(*words)  # nothing is judged twice
+    assert again[1] == out
+    assert "finished before" in again[2]
+
+
+def test_shards_on_the_command_line(evaluate, judged: Path, tmp_path: Path):
+    words = ("--bank", judged / "bank", "--out", tmp_path / "shards")
+    code, out, _ = evaluate(*words, "--shard", "2/2")
+    assert code == 0
+    assert "shard 2/2: done; other shards have 4 samples still to judge" in out
+    code, out, _ = evaluate(*words, "--shard", "1/2")
+    assert code == 0
+    assert "caption: 9 samples" in out
+    whole = evaluate("--bank", judged / "bank", "--out", tmp_path / "whole", "--json")
+    joined = json.loads((tmp_path / "shards" / "results.json").read_text())
+    assert joined["metrics"]["cider"] == json.loads(whole[1])["metrics"]["cider"]
+    assert evaluate(*words, "--shard", "3/2")[0] == 2
+
+
+def test_another_evaluation_is_not_written_over(evaluate, judged: Path, tmp_path: Path):
+    assert evaluate("--out", tmp_path)[0] == 0
+    before = (tmp_path / "results.json").read_bytes()
+    code, _, errors = evaluate("--out", tmp_path, "--bank", judged / "bank")
+    assert code == 2
+    assert "bank_hash None ->" in errors
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert evaluate("--out", tmp_path, "--bank", judged / "bank", "--no-resume")[0] == 0
+    assert (tmp_path / "results.json").read_bytes() != before
+
+
+def test_what_does_not_go_together_is_said_before_the_model_is_loaded(evaluate, tmp_path: Path):
+    here = ("--out", tmp_path / "o")
+    cases = {
+        "--memory shuffled needs a --bank": (*here, "--memory", "shuffled"),
+        "--rows all compares a memory with none": (*here, "--rows", "all"),
+        "leave them out": (*here, "--rows", "all", "--bank", "b", "--no-image"),
+        "must be a folder": ("--out", "o.json", "--rows", "all", "--bank", "b"),
+        "a shard is written I/N": (*here, "--shard", "two"),
+    }
+    for said, words in cases.items():
+        code, out, errors = evaluate(*words)
+        assert (code, out) == (2, ""), words
+        assert said in errors
+
+
+def test_a_page_of_two_rows_finds_images_and_memory_texts(
+    evaluate, run, judged: Path, tmp_path: Path
+):
+    evaluate("--bank", judged / "bank", "--out", tmp_path / "on")
+    evaluate("--bank", judged / "bank", "--memory", "off", "--out", tmp_path / "off")
+    words = ("--metric", "loss", "--html", tmp_path / "page.html")
+    code, _, errors = run("compare", tmp_path / "on", tmp_path / "off", *words)
+    assert (code, errors) == (0, "")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg") == 9
+    assert "image not found" not in page
+    assert re.search(r"<li>pair-\d+ <span class='quiet'>[\d.]+</span> A \w+ dog, number", page)
+
+
+@pytest.mark.slow
+def test_torchrun_judges_as_one_process_does(evaluate, judged: Path, tmp_path: Path):
+    evaluate("--bank", judged / "bank", "--out", tmp_path / "one")
+    words = ["--model", judged / "model", "--bank", judged / "bank", "--out", tmp_path / "two"]
+    words += ["--data", judged / "dev" / "pairs.json", "--task", "caption"]
+    words += ["--max-new-tokens", 3, "--batch-size", 2, "--device", "cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", 2, "-m", "tinyalign", "evaluate", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("caption: 9 samples") == 1
+    found = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two")]
+    assert found[0]["metrics"]["cider"] == found[1]["metrics"]["cider"]
+    assert found[0]["metrics"]["loss"]["value"] == pytest.approx(
+        found[1]["metrics"]["loss"]["value"], rel=1e-5
+    )
