@@ -65,8 +65,8 @@ class ShuffledBank(_Control):
             raise EvaluationError(
                 f"{self.bank.folder}: {len(self.bank)} entries; a bank needs two to be shuffled"
             )
-        order = np.random.default_rng(seed).permutation(len(self.bank))
-        self._next = np.empty_like(order)
+        order = np.random.default_rng(seed).permutation(self.bank.live)
+        self._next = np.full(self.bank.rows, -1, dtype=np.int64)
         self._next[order] = np.roll(order, -1)
 
     def retrieve(
@@ -82,7 +82,7 @@ class ShuffledBank(_Control):
             one = Exclusion() if exclude is None else exclude[row]
             banned = set(self.bank.rows_of(one.ids, one.image_hashes))
             for slot, name in enumerate(ids):
-                [at] = self.bank.rows_of([name])
+                [at] = np.setdiff1d(self.bank.rows_of([name]), self.bank.removed)
                 rows[row, slot] = self._value_of(at, banned)
         return self._showing(found, rows)
 
@@ -121,5 +121,5 @@ class RandomMemories(_Control):
     def _draw(self, exclude: Exclusion, wanted: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, int(hash_json(exclude.ids), 16)])
         banned = self.bank.rows_of(exclude.ids, exclude.image_hashes)
-        allowed = np.setdiff1d(np.arange(len(self.bank)), banned)
+        allowed = np.setdiff1d(self.bank.live, banned)
         return rng.choice(allowed, size=wanted, replace=False)
