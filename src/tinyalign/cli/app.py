@@ -39,6 +39,7 @@ VERBS = {
     "bank search": Verb("memory", "bank_search", "find memories by image, by text, or by both"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
+    "score": Verb("score", "score", "score official prediction files, without a model"),
     "ask": Verb("ask", "ask", "ask a model about an image"),
     "recipes list": Verb("train", "recipes_list", "the recipes that come with TinyAlign"),
     "recipes show": Verb("train", "recipes_show", "what is in a recipe"),

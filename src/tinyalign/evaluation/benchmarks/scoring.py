@@ -1,0 +1,166 @@
+"""From predictions to results: of a run, or of files that another tool wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinyalign.errors import EvaluationError
+from tinyalign.evaluation.benchmarks.answers import Answers, Missing, align
+from tinyalign.evaluation.benchmarks.base import Benchmark, Judged, Question, Questions
+from tinyalign.evaluation.benchmarks.protocols import Protocol
+from tinyalign.evaluation.results import Prediction, Results, library_versions
+from tinyalign.evaluation.tasks import Scored, loss_metrics
+from tinyalign.hashing import hash_bytes, hash_file
+
+
+@dataclass(frozen=True)
+class ScoredFiles:
+    """Results and predictions, as a run would have made them."""
+
+    results: Results
+    predictions: list[Prediction]
+
+
+def score_predictions(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    protocol: Protocol,
+    seed: int = 0,
+) -> tuple[Scored, dict[str, Any]]:
+    """Score a model's predictions: (predictions with scores and metrics, what else to say).
+
+    Predictions are matched by id, in any order. A question without a prediction is an error: a
+    run that skipped samples must say so by scoring the questions it asked. `loss` is among the
+    metrics where predictions have one.
+    """
+    found = {prediction.id: prediction for prediction in predictions}
+    if len(found) < len(predictions):
+        raise EvaluationError(
+            f"{len(predictions)} predictions have only {len(found)} ids; keep one of each."
+        )
+    texts = {name: prediction.prediction for name, prediction in found.items()}
+    ids = [question.id for question in questions]
+    ordered, _ = align(ids, Answers("the predictions", texts))
+    judged = benchmark.judge(questions, [benchmark.submitted(t) for t in ordered], protocol, seed)
+    scored = [replace(found[name], scores=s) for name, s in zip(ids, judged.scores)]
+    return Scored(scored, {**loss_metrics(scored, seed), **judged.metrics}), judged.counts
+
+
+def score_files(
+    benchmark: Benchmark,
+    predictions: str | Path,
+    references: str | Path | None,
+    protocol: Protocol,
+    *,
+    missing: Missing = "error",
+    seed: int = 0,
+) -> ScoredFiles:
+    """Score a predictions file against the benchmark's files; no model is needed.
+
+    Args:
+        references: what `benchmark.questions` reads; by default the predictions themselves,
+            where their format holds the truth (MME, MMMU).
+        missing: "error", or "wrong" to count questions without an answer as wrong.
+    """
+    if not Path(predictions).exists():
+        raise EvaluationError(f"{predictions}: expected a file or a folder, found none.")
+    questions = _questions(benchmark, references, predictions)
+    answers = benchmark.answers(predictions, questions)
+    benchmark.check_prompts(answers, protocol)
+    ids = [question.id for question in questions]
+    texts, absent = align(ids, answers, missing)
+    submitted = texts if answers.submission else [benchmark.submitted(t) for t in texts]
+    judged = benchmark.judge(questions.items, submitted, protocol, seed)
+    scored = _as_predictions(benchmark, questions, texts, judged, answers, protocol)
+    results = Results(
+        task=benchmark.name,
+        n=len(questions),
+        metrics=judged.metrics,
+        model=str(predictions),
+        bank=None,
+        seed=seed,
+        versions=library_versions(),
+        settings={
+            **settings(benchmark, protocol, questions, judged.counts),
+            "missing": len(absent),
+            "submission": answers.submission,
+            "predictions_hash": content_hash(predictions),
+            "references_hash": content_hash(references or predictions),
+        },
+    )
+    return ScoredFiles(results, scored)
+
+
+def settings(
+    benchmark: Benchmark, protocol: Protocol, questions: Questions, counts: dict[str, Any]
+) -> dict[str, Any]:
+    """What a results file says about the asking and the judging, for runs and for files."""
+    return {
+        "benchmark": benchmark.title,
+        "protocol": protocol.as_dict(),
+        "rule": benchmark.rule,
+        "images": len({question.image_id for question in questions}),
+        "files": dict(questions.notes),
+        "counts": counts,
+    }
+
+
+def content_hash(source: str | Path) -> str | None:
+    """Hash of a file, or of the names and contents of a folder's files; None for a hub id."""
+    path = Path(source)
+    if path.is_file():
+        return hash_file(path)
+    if not path.is_dir():
+        return None
+    files = sorted(p for p in path.iterdir() if p.is_file())
+    return hash_bytes("".join(f"{p.name}:{hash_file(p)}|" for p in files).encode())
+
+
+def _questions(
+    benchmark: Benchmark, references: str | Path | None, predictions: str | Path
+) -> Questions:
+    if references is None and benchmark.name == "easy-vqa":
+        references = "test"
+    if references is None and not benchmark.self_contained:
+        raise EvaluationError(
+            f"{benchmark.title} predictions do not hold the truth: name the reference files with "
+            f"--references ({benchmark.files})."
+        )
+    questions = benchmark.questions(predictions if references is None else references)
+    if not len(questions):
+        raise EvaluationError(f"{references or predictions}: no questions in it.")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise EvaluationError(
+                f"{references or predictions}: question {question.id!r} occurs twice; keep one."
+            )
+        seen.add(question.id)
+    return benchmark.complete(questions, predictions)
+
+
+def _as_predictions(
+    benchmark: Benchmark,
+    questions: Questions,
+    texts: Sequence[str],
+    judged: Judged,
+    answers: Answers,
+    protocol: Protocol,
+) -> list[Prediction]:
+    return [
+        Prediction(
+            id=question.id,
+            image_id=question.image_id,
+            instruction=answers.prompts.get(question.id, benchmark.prompt(question, protocol)),
+            prediction=text,
+            references=question.references,
+            loss_sum=0.0,
+            supervised_tokens=0,
+            scores=scores,
+        )
+        for question, text, scores in zip(questions, texts, judged.scores)
+    ]
