@@ -107,8 +107,9 @@ class WordNet:
     def wu_palmer(self, a: int, b: int) -> float:
         """2 d / (l_a + l_b) over the deepest common hypernym (Wu & Palmer, 1994).
 
-        d is its longest depth from the root, counted in nodes; l is d plus the shortest way down
-        to the sense. The deepest is sought by shortest depth, as NLTK does.
+        d is its longest depth from the root, counted in nodes; l is d plus the shortest way from
+        there to the sense. As in NLTK, the deepest is sought by shortest depth, and a way may lead
+        up over another common hypernym before it comes down.
         """
         up_a, up_b = self._ancestors(a), self._ancestors(b)
         common = up_a.keys() & up_b.keys()
@@ -118,7 +119,9 @@ class WordNet:
         lowest = [sense for sense in common if self._depth(sense)[0] == deepest]
         chosen = a if a in lowest else min(lowest, key=self._name)
         depth = self._depth(chosen)[1] + 1
-        return 2.0 * depth / (2 * depth + up_a[chosen] + up_b[chosen])
+        up_chosen = self._ancestors(chosen)
+        ways = (min(up[x] + steps for x, steps in up_chosen.items()) for up in (up_a, up_b))
+        return 2.0 * depth / (2 * depth + sum(ways))
 
     def _ancestors(self, sense: int) -> dict[int, int]:
         """Every hypernym of a sense with the fewest steps up to it; itself at 0."""
