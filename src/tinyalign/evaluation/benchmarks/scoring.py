@@ -29,13 +29,15 @@ def score_predictions(
     questions: Sequence[Question],
     predictions: Sequence[Prediction],
     protocol: Protocol,
+    *,
+    missing: Missing = "error",
     seed: int = 0,
 ) -> tuple[Scored, dict[str, Any]]:
     """Score a model's predictions: (predictions with scores and metrics, what else to say).
 
-    Predictions are matched by id, in any order. A question without a prediction is an error: a
-    run that skipped samples must say so by scoring the questions it asked. `loss` is among the
-    metrics where predictions have one.
+    Predictions are matched by id, in any order. A question without a prediction (a sample that
+    was skipped) is an error, or counts as wrong with `missing="wrong"`; `counts["missing"]` says
+    how many. `loss` is among the metrics where predictions have one.
     """
     found = {prediction.id: prediction for prediction in predictions}
     if len(found) < len(predictions):
@@ -44,10 +46,15 @@ def score_predictions(
         )
     texts = {name: prediction.prediction for name, prediction in found.items()}
     ids = [question.id for question in questions]
-    ordered, _ = align(ids, Answers("the predictions", texts))
+    ordered, absent = align(ids, Answers("the predictions", texts), missing)
     judged = benchmark.judge(questions, [benchmark.submitted(t) for t in ordered], protocol, seed)
-    scored = [replace(found[name], scores=s) for name, s in zip(ids, judged.scores)]
-    return Scored(scored, {**loss_metrics(scored, seed), **judged.metrics}), judged.counts
+    scored = [
+        replace(found[name], scores=scores)
+        for name, scores in zip(ids, judged.scores)
+        if name in found
+    ]
+    metrics = {**loss_metrics(scored, seed), **judged.metrics}
+    return Scored(scored, metrics), {**judged.counts, "missing": len(absent)}
 
 
 def score_files(
