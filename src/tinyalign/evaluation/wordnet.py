@@ -146,7 +146,7 @@ class WordNet:
         if sense not in self._up:
             line = self._data[sense : self._data.index(b"\n", sense)].decode()
             fields = line.partition(" | ")[0].split()
-            if int(fields[0]) != sense:
+            if fields[:1] != [f"{sense:08d}"]:
                 raise EvaluationError(
                     f"data.noun: no sense at byte {sense}; index and data differ in version."
                 )

@@ -54,3 +54,43 @@ def metrics_of():
 def answered(texts: Iterable[tuple[Any, str]]) -> list[dict[str, Any]]:
     """LLaVA's records."""
     return [{"question_id": key, "text": text} for key, text in texts]
+
+
+SENSES = {  # word: its hypernym
+    "entity": None,
+    "seat": "entity",
+    "chair": "seat",
+    "stool": "seat",
+    "armchair": "chair",
+    "furniture": "entity",
+    "man": "entity",
+}
+
+
+@pytest.fixture
+def small_wordnet(tmp_path: Path) -> Path:
+    """WordNet's three noun files with the senses above; `chair` is a piece of furniture too."""
+    folder = tmp_path / "wordnet"
+    folder.mkdir()
+    up = {word: [] if base is None else [base] for word, base in SENSES.items()}
+    up["chair"].append("furniture")
+    licence, offsets, lines = "  1 licence text\n", {}, []
+
+    def line(word: str) -> str:
+        pointers = "".join(f" @ {offsets.get(base, 0):08d} n 0000" for base in up[word])
+        start = f"{offsets.get(word, 0):08d} 03 n 01 {word} 0 {len(up[word]):03d}{pointers}"
+        return f"{start} | a gloss | with a bar\n"
+
+    position = len(licence)
+    for word in up:
+        offsets[word] = position
+        position += len(line(word))
+    lines = [line(word) for word in up]
+    (folder / "data.noun").write_text(licence + "".join(lines))
+    index = [
+        f"{word} n 1 {bool(up[word]):d}{' @' * bool(up[word])} 1 0 {offsets[word]:08d}  \n"
+        for word in sorted(up)
+    ]
+    (folder / "index.noun").write_text(licence + "".join(index))
+    (folder / "noun.exc").write_text("women man\n")
+    return folder

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyalign.data.readers.parquet import read_parquet
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import EvaluationError
 
@@ -61,16 +62,13 @@ def is_table(source: str | Path) -> bool:
 
 def open_table(source: str | Path, split: str, config: str | None = None) -> Table:
     """A parquet file, a folder of them, or a hub id, as a table."""
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
 
     path = Path(source)
     if path.is_file() or path.is_dir():
         files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
         named = [file for file in files if file.name.startswith(split)] or files
-        try:
-            return Table(Dataset.from_parquet([str(file) for file in named]), str(source))
-        except Exception as error:
-            raise EvaluationError(f"{source}: expected parquet files ({error}).") from error
+        return Table(read_parquet(named), str(source))
     try:
         return Table(load_dataset(str(source), config, split=split), str(source))
     except Exception as error:
