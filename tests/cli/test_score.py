@@ -124,3 +124,14 @@ def test_the_ocr_setting_is_said(run, tmp_path: Path):
     page = run(*words, "--ocr", "false")[1]
     assert "accuracy_without_ocr" in page
     assert "ocr tokens in prompt" in page
+
+
+def test_files_of_another_benchmark_are_not_a_traceback(run, gqa, shared_data: Path):
+    golden = shared_data / "golden"
+    for name in ("vqav2", "textvqa", "pope", "scienceqa", "mmmu", "mme", "mm-vet", "captions"):
+        for references in (gqa[1], gqa[0], golden / "answer_dict_val.json", golden / "mme_lavin"):
+            code, page, errors = run(
+                "score", "--benchmark", name, "--predictions", gqa[0], "--references", references
+            )
+            assert (code, page) == (2, ""), f"{name} {references}"
+            assert errors.startswith("error: ")

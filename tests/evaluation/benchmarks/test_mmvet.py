@@ -113,7 +113,7 @@ def test_a_busy_server_is_asked_again_and_no_grade_counts_as_nothing(
 
 def test_what_goes_wrong_with_a_judge_is_said(server, references, predictions, metrics_of):
     server.replies = [(401, "no such key")]
-    with pytest.raises(EvaluationError, match="status 401.*no such key.*OPENAI_API_KEY"):
+    with pytest.raises(EvaluationError, match=r"status 401.*no such key.*OPENAI_API_KEY"):
         metrics_of("mm-vet", predictions, references, judge=Judge(server.url, "j", pause=0))
     nobody = Judge("http://127.0.0.1:9/v1", "j", pause=0)
     with pytest.raises(EvaluationError, match="no reply from the judge"):

@@ -78,7 +78,7 @@ def test_popes_own_format_goes_by_order_and_checks_the_questions(references, wri
     file = references / "coco_pope_random.json"
     rows = [{"question": r["text"], "answer": "yes"} for r in records("yes yes no no")]
     assert metrics_of("pope", write("random.jsonl", rows), file)["random/recall"] == 1.0
-    with pytest.raises(EvaluationError, match="record 1.*keep the order"):
+    with pytest.raises(EvaluationError, match=r"record 1.*keep the order"):
         metrics_of("pope", write("random.jsonl", rows[::-1]), file)
     with pytest.raises(EvaluationError, match="3 answers without ids to 4 questions"):
         metrics_of("pope", write("random.jsonl", rows[:3]), file)

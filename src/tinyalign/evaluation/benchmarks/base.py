@@ -69,10 +69,11 @@ class Questions(Sequence[Question]):
 
     def some(self, indices: Sequence[int]) -> Questions:
         """The questions at these places, in this order: a limit, or a shard."""
+        places = tuple(indices)
         return replace(
             self,
-            items=tuple(self.items[i] for i in indices),
-            images=lambda i: self.images(indices[i]),
+            items=tuple(self.items[i] for i in places),
+            images=lambda i: self.images(places[i]),
         )
 
 

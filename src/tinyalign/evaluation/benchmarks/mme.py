@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -233,15 +235,18 @@ def _check_pairs(items: Sequence[Question]) -> None:
 
 
 def _from_table(table: Table) -> Questions:
-    numbers: dict[str, int] = {}
-    found = []
+    """Rows of an image are brought together, whatever their order in the table."""
+    by_image: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for index, row in enumerate(table.rows()):
-        task = row["category"]
-        number = numbers.get(task, 0)
-        numbers[task] = number + 1
-        name = str(row["question_id"]).rpartition("/")[2]
-        item = _question(task, number, name, row["question"], row["answer"], table.source)
-        found.append((item, index))
-    items = tuple(item for item, _ in found)
+        by_image.setdefault((row["category"], str(row["question_id"])), []).append((index, row))
+    numbers: Counter[str] = Counter()
+    items, places = [], []
+    for (task, name), those in by_image.items():
+        for index, row in those:
+            picture = name.rpartition("/")[2]
+            question, truth = row["question"], row["answer"]
+            items.append(_question(task, numbers[task], picture, question, truth, table.source))
+            places.append(index)
+            numbers[task] += 1
     _check_pairs(items)
-    return Questions(items, in_table(table, [index for _, index in found]))
+    return Questions(tuple(items), in_table(table, places))

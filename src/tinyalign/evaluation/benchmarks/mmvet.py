@@ -69,6 +69,7 @@ class MmVet(Benchmark):
         if isinstance(content, dict) and content and all(map(_is_graded, content.values())):
             self.grades = {name: _grade(name, e, str(path)) for name, e in content.items()}
             return Answers(str(path), dict.fromkeys(content, ""))
+        self.grades = {}
         self.ready()
         return super().answers(path, questions)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def score_files(
     if not Path(predictions).exists():
         raise EvaluationError(f"{predictions}: expected a file or a folder, found none.")
     questions = _questions(benchmark, references, predictions)
-    answers = benchmark.answers(predictions, questions)
+    with _readable(benchmark, predictions):
+        answers = benchmark.answers(predictions, questions)
     benchmark.check_prompts(answers, protocol)
     ids = [question.id for question in questions]
     texts, absent = align(ids, answers, missing)
@@ -137,7 +139,9 @@ def _questions(
             f"{benchmark.title} predictions do not hold the truth: name the reference files with "
             f"--references ({benchmark.files})."
         )
-    questions = benchmark.questions(predictions if references is None else references)
+    source = predictions if references is None else references
+    with _readable(benchmark, source):
+        questions = benchmark.questions(source)
     if not len(questions):
         raise EvaluationError(f"{references or predictions}: no questions in it.")
     seen: set[str] = set()
@@ -148,6 +152,18 @@ def _questions(
             )
         seen.add(question.id)
     return benchmark.complete(questions, predictions)
+
+
+@contextmanager
+def _readable(benchmark: Benchmark, source: str | Path) -> Iterator[None]:
+    """Files of another benchmark, or of another version, fail in many ways: say which and whose."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise EvaluationError(
+            f"{source}: not in the form of {benchmark.title} ({type(error).__name__}: {error}). "
+            f"Expected {benchmark.files}."
+        ) from error
 
 
 def _as_predictions(

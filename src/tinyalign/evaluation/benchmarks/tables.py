@@ -56,23 +56,35 @@ def is_table(source: str | Path) -> bool:
     if path.is_file():
         return path.suffix == ".parquet"
     if path.is_dir():
-        return any(path.glob("**/*.parquet"))
+        return bool(_parquet_files(path))
     return isinstance(source, str) and source.count("/") == 1 and not path.suffix
 
 
 def open_table(source: str | Path, split: str, config: str | None = None) -> Table:
-    """A parquet file, a folder of them, or a hub id, as a table."""
-    from datasets import load_dataset
+    """A parquet file, a folder of them, or a hub id, as a table.
 
+    Files of a folder are those whose names start with `split`, if any do. On the hub, `config`
+    names one configuration; without it, all that the data set has are laid end to end.
+    """
     path = Path(source)
     if path.is_file() or path.is_dir():
-        files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
+        files = [path] if path.is_file() else _parquet_files(path)
         named = [file for file in files if file.name.startswith(split)] or files
         return Table(read_parquet(named), str(source))
+    from datasets import concatenate_datasets, get_dataset_config_names, load_dataset
+
     try:
-        return Table(load_dataset(str(source), config, split=split), str(source))
+        names = get_dataset_config_names(str(source))
+        kept = [config] if config in names else sorted(names)
+        parts = [load_dataset(str(source), name, split=split) for name in kept]
     except Exception as error:
         raise EvaluationError(
             f"{source}: neither a file nor a folder here, and it could not be fetched as a "
             f"Hugging Face data set ({error}). Give the folder of the official files."
         ) from error
+    return Table(concatenate_datasets(parts), str(source))
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """In the folder, in `data/`, or in a folder for each configuration, as hub snapshots are."""
+    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
