@@ -102,6 +102,14 @@ def test_a_hub_id_with_several_configurations_is_laid_end_to_end(make_table, mon
     assert len(open_table("owner/name", "test", "b")) == 1
 
 
+def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not is_table("data/pope")
+    with pytest.raises(EvaluationError, match="data/pope: expected coco_pope_random"):
+        get_benchmark("pope").questions("data/pope")
+
+
 def test_what_is_neither_here_nor_on_the_hub_is_said(monkeypatch):
     import datasets
 

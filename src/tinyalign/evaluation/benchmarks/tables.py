@@ -57,7 +57,9 @@ def is_table(source: str | Path) -> bool:
         return path.suffix == ".parquet"
     if path.is_dir():
         return bool(_parquet_files(path))
-    return isinstance(source, str) and source.count("/") == 1 and not path.suffix
+    if path.parent.is_dir():  # `data/gqa` beside a folder data/ is a path with a slip in it
+        return False
+    return isinstance(source, str) and source.count("/") == 1
 
 
 def open_table(source: str | Path, split: str, config: str | None = None) -> Table:
