@@ -135,3 +135,26 @@ def test_files_of_another_benchmark_are_not_a_traceback(run, gqa, shared_data: P
             )
             assert (code, page) == (2, ""), f"{name} {references}"
             assert errors.startswith("error: ")
+
+
+def test_submissions(run, gqa, tmp_path: Path):
+    rows = [{"id": "7", "prediction": "The Cat's"}, {"id": "8", "prediction": "Yes."}]
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text("\n".join(map(json.dumps, rows)))
+    made = {}
+    for name in ("gqa", "vqav2", "mm-vet"):
+        out = tmp_path / f"{name}.json"
+        words = ["--predictions", predictions, "--submission", out]
+        code, page, _ = run("score", "--benchmark", name, *words)
+        assert code == 0
+        assert "2 answers" in page
+        made[name] = json.loads(out.read_text())
+    assert made["gqa"][1] == {"questionId": "8", "prediction": "yes"}
+    assert made["vqav2"][0] == {"question_id": 7, "answer": "cat 's"}
+    assert made["mm-vet"] == {"v1_7": "The Cat's", "v1_8": "Yes."}
+    words = ["--predictions", predictions, "--submission", tmp_path / "x"]
+    for name in ("pope", "containment"):
+        code, _, errors = run("score", "--benchmark", name, *words)
+        assert code == 2
+        assert "no server to submit to" in errors
+    assert not (tmp_path / "x").exists()

@@ -28,6 +28,9 @@ class ScoreArgs:
     """Questions without an answer: an error, or counted as wrong. They are never left out."""
     out: str | None = None
     """Results file (.json) or its folder; predictions.jsonl goes beside it."""
+    submission: str | None = None
+    """Instead of scoring, write the file that the official judge or server takes (MM-Vet, VQAv2,
+    GQA) from the predictions."""
     judge_url: str | None = None
     """MM-Vet: base of an OpenAI-compatible API; its key is taken from OPENAI_API_KEY."""
     judge_model: str | None = None
@@ -51,10 +54,15 @@ def score(args: ScoreArgs) -> int:
     exist is an error.
     """
     from tinyalign.evaluation.benchmarks.registry import get_benchmark
-    from tinyalign.evaluation.benchmarks.scoring import score_files
+    from tinyalign.evaluation.benchmarks.scoring import score_files, write_submission
     from tinyalign.evaluation.results import write_results
 
     benchmark = get_benchmark(args.benchmark, **_settings(args))
+    if args.submission is not None:
+        n = write_submission(benchmark, args.predictions, args.submission)
+        written = {"submission": args.submission, "answers": n}
+        say_json(written) if args.json else say(f"submission: {args.submission}, {n} answers")
+        return 0
     protocol = benchmark.protocol(args.protocol, args.ocr)
     found = score_files(
         benchmark,

@@ -12,7 +12,6 @@ import pytest
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.containment import containment
 from tinyalign.evaluation.benchmarks.judge import Judge
-from tinyalign.evaluation.benchmarks.mmvet import submission
 from tinyalign.evaluation.benchmarks.registry import get_benchmark
 
 
@@ -139,7 +138,8 @@ def test_grades_of_the_official_judge_are_read(references, write, metrics_of):
 
 
 def test_the_file_for_the_official_judge():
-    assert submission({"0": "a", "v1_1": "b"}) == {"v1_0": "a", "v1_1": "b"}
+    found = get_benchmark("mm-vet").submission({"0": "a", "v1_1": "b"})
+    assert found == {"v1_0": "a", "v1_1": "b"}
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,13 @@ class Benchmark(ABC):
         """What the official scorer is given for a model's text; the text itself by default."""
         return text
 
+    def submission(self, texts: Mapping[str, str]) -> Any:
+        """The JSON value that the official judge or server takes, from a model's own texts by id.
+
+        Raises EvaluationError where there is neither.
+        """
+        raise EvaluationError(f"{self.title} has no server to submit to; score the answers here.")
+
     @abstractmethod
     def judge(
         self, questions: Sequence[Question], texts: Sequence[str], protocol: Protocol, seed: int = 0

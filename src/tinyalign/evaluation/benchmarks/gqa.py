@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tinyalign.errors import EvaluationError
@@ -42,6 +42,10 @@ class Gqa(Benchmark):
             names.append(f"{entry['imageId']}.jpg")
         folder = folder_of(images, file, "images")
         return Questions(tuple(items), in_folder(folder, names), {"left_out": unbalanced})
+
+    def submission(self, texts: Mapping[str, str]) -> list[dict[str, str]]:
+        """What eval.py and the server read: `[{"questionId", "prediction"}]`, converted."""
+        return [{"questionId": name, "prediction": parse(text)} for name, text in texts.items()]
 
     def judge(
         self, questions: Sequence[Question], texts: Sequence[str], protocol: Protocol, seed: int = 0

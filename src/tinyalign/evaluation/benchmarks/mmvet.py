@@ -73,6 +73,10 @@ class MmVet(Benchmark):
         self.ready()
         return super().answers(path, questions)
 
+    def submission(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """What the official judge reads: texts by id; LLaVA's ids lack the `v1_`."""
+        return {n if n.startswith("v1_") else f"v1_{n}": text for n, text in texts.items()}
+
     def judge(
         self, questions: Sequence[Question], texts: Sequence[str], protocol: Protocol, seed: int = 0
     ) -> Judged:
@@ -100,11 +104,6 @@ class MmVet(Benchmark):
             "ungraded": failures,
         }
         return Judged([{"score": grade} for grade in grades], metrics, counts)
-
-
-def submission(texts: Mapping[str, str]) -> dict[str, str]:
-    """The file that the official judge reads: texts by id, where LLaVA's ids lack the `v1_`."""
-    return {name if name.startswith("v1_") else f"v1_{name}": text for name, text in texts.items()}
 
 
 def _question(name: str, entry: Any, where: str) -> Question:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.benchmarks.answers import Answers, Missing, align
+from tinyalign.evaluation.benchmarks.answers import Answers, Missing, align, read_answers
 from tinyalign.evaluation.benchmarks.base import Benchmark, Judged, Question, Questions
 from tinyalign.evaluation.benchmarks.protocols import Protocol
 from tinyalign.evaluation.results import Prediction, Results, library_versions
@@ -102,6 +103,21 @@ def score_files(
         },
     )
     return ScoredFiles(results, scored)
+
+
+def write_submission(benchmark: Benchmark, predictions: str | Path, out: str | Path) -> int:
+    """Write the file that the benchmark's official judge or server takes; how many answers it has.
+
+    Whether every question is answered is for the judge to say: test splits have no references.
+    """
+    answers = read_answers(predictions)
+    content = benchmark.submission(answers.texts)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+    return len(content)
 
 
 def settings(

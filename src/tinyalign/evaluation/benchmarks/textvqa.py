@@ -72,7 +72,7 @@ class TextVqa(Benchmark):
             raise EvaluationError(
                 f"TextVQA under {protocol.name} shows OCR tokens, and no question has any. Put "
                 "TextVQA_Rosetta_OCR_v0.2_val.json beside the annotations, or ask without them "
-                "(`--no-ocr`)."
+                "(`--ocr false`)."
             )
         return super().samples(questions, protocol)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ class Vqav2(Benchmark):
     def submitted(self, text: str) -> str:
         """The M4C form: what LLaVA sends to the official scorer."""
         return m4c_answer(text)
+
+    def submission(self, texts: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What the server reads: `[{"question_id", "answer"}]`, ids as numbers, M4C forms."""
+        return [
+            {"question_id": int(name) if name.isdecimal() else name, "answer": m4c_answer(text)}
+            for name, text in texts.items()
+        ]
 
     def judge(
         self, questions: Sequence[Question], texts: Sequence[str], protocol: Protocol, seed: int = 0
