@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
     "compare": Verb("compare", "compare", "two judged runs, paired: difference, interval, flips"),
+    "score": Verb("score", "score", "score official prediction files, without a model"),
     "ask": Verb("ask", "ask", "ask a model about an image"),
     "recipes list": Verb("train", "recipes_list", "the recipes that come with TinyAlign"),
     "recipes show": Verb("train", "recipes_show", "what is in a recipe"),

@@ -1,4 +1,4 @@
-"""BLEU-4 and CIDEr-D, equal to the public COCO scorers when fed the same tokens.
+"""BLEU, ROUGE-L and CIDEr-D, equal to the public COCO scorers when fed the same tokens.
 
 Both come as numbers *per image*, so that an interval resamples images without counting n-grams
 again: BLEU as sufficient statistics whose column sums determine the corpus score, CIDEr-D as
@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 ORDER = 4
 SIGMA = 6.0
+ROUGE_BETA = 1.2
 
 
 def ngrams(tokens: Tokens, order: int) -> Counter[Ngram]:
@@ -67,13 +68,48 @@ def bleu_statistics(candidates: Sequence[Tokens], references: Sequence[Sequence[
     return rows
 
 
-def bleu(sums: Floats) -> Floats:
-    """BLEU-4 from summed `bleu_statistics`: (..., 9) -> (...). In [0, 1]."""
+def bleu(sums: Floats, order: int = ORDER) -> Floats:
+    """BLEU of n-grams up to `order` from summed `bleu_statistics`: (..., 9) -> (...). In [0, 1]."""
     tiny, small = 1e-15, 1e-9  # the public scorer's guards; without them a miss divides by zero
-    matches, offered = sums[..., :ORDER], sums[..., ORDER : 2 * ORDER]
-    precision = np.prod((matches + tiny) / (offered + small), axis=-1) ** (1 / ORDER)
+    matches, offered = sums[..., :order], sums[..., ORDER : ORDER + order]
+    precision = np.prod((matches + tiny) / (offered + small), axis=-1) ** (1 / order)
     ratio = (sums[..., ORDER] + tiny) / (sums[..., -1] + small)
     return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+
+
+# --- ROUGE-L ------------------------------------------------------------------------------------
+
+
+def rouge_l_scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Floats:
+    """ROUGE-L of each image: (n,) float64; the corpus score is their mean.
+
+    F-score (beta 1.2) of the best precision and the best recall over the references, each from
+    the longest common subsequence of words (Lin, 2004; the COCO scorer's reading of it).
+    """
+    _check(candidates, references)
+    scores = np.zeros(len(candidates))
+    for index, (candidate, those) in enumerate(zip(candidates, references)):
+        # The COCO scorer splits at spaces, so that an empty caption is one empty word.
+        ours = list(candidate) or [""]
+        common = [_common_subsequence(ours, list(r) or [""]) for r in those]
+        precision = max(common) / len(ours)
+        recall = max(c / max(1, len(r)) for c, r in zip(common, those))
+        if precision and recall:
+            weight = ROUGE_BETA**2
+            scores[index] = (1 + weight) * precision * recall / (recall + weight * precision)
+    return scores
+
+
+def _common_subsequence(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common subsequence."""
+    best = [0] * (len(b) + 1)
+    for word in a:
+        left = 0
+        for column, other in enumerate(b, start=1):
+            above = best[column]
+            best[column] = left + 1 if word == other else max(above, best[column - 1])
+            left = above
+    return best[-1]
 
 
 # --- CIDEr-D ------------------------------------------------------------------------------------

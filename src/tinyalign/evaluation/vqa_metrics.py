@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
@@ -44,6 +45,7 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=1 << 16)  # a benchmark's answers repeat by the thousand
 def normalise_answer(answer: str) -> str:
     """The official normal form of an answer: punctuation, case, articles, numbers, contractions.
 
@@ -63,6 +65,17 @@ def _without_punctuation(text: str) -> str:
         drops = has_digit_comma or mark + " " in text or " " + mark in text
         result = result.replace(mark, "" if drops else " ")
     return _PERIOD.sub("", result, count=_PERIODS_AT_MOST)
+
+
+@lru_cache(maxsize=1 << 16)
+def m4c_answer(answer: str) -> str:
+    """The normal form of M4C (Hu et al., CVPR 2020), which LLaVA uses for VQAv2 and TextVQA.
+
+    Lower case, no comma and no question mark, `'s` cut off as a word of its own; then the official
+    form. `john's` and `john 's` are equal here and differ under `normalise_answer`.
+    """
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalise_answer(text)
 
 
 def soft_accuracy(answer: str, references: Sequence[str]) -> float:

@@ -1,0 +1,1 @@
+"""Benchmarks by name: one file each reads its official files, asks, parses and scores."""
