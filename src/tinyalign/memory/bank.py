@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -267,7 +266,9 @@ class MemoryBank:
         except BankError as error:
             yield str(error)
             return
-        live = Counter(name for row, name in enumerate(self.entries.column("id")) if row not in gone)
+        live = Counter(
+            name for row, name in enumerate(self.entries.column("id")) if row not in gone
+        )
         if twice := [name for name, count in live.items() if count > 1]:
             yield f"{self.folder}: {len(twice)} ids are there twice (first {twice[0]}); {DAMAGED}"
 

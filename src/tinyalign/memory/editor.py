@@ -110,7 +110,9 @@ class BankEditor:
             if count > 1:
                 raise BankError(f"sample {name}: given {count} times; ids must be unique")
             if name in self.ids:
-                raise BankError(f"sample {name}: in the bank already; remove it first, or update it")
+                raise BankError(
+                    f"sample {name}: in the bank already; remove it first, or update it"
+                )
         one = coded(keys, values, entries, self.manifest.key_coding, self.manifest.value_coding)
         self._broken = True  # until both files have all of it
         try:
@@ -177,9 +179,12 @@ class BankEditor:
     def _check_alone(self) -> None:
         """BankError if someone else wrote here, lock or no lock."""
         rows, same = self.bank.rows + len(self.added), Manifest.read(self.folder) == self.manifest
-        codings = (self.manifest.key_coding, self.manifest.value_coding)
-        for file, coding in zip((self._keys, self._values), codings):
-            same = same and os.fstat(file.fileno()).st_size == rows * coding.record.itemsize
+        now = self.manifest
+        for file, record in (
+            (self._keys, now.key_coding.record),
+            (self._values, now.value_coding.record),
+        ):
+            same = same and os.fstat(file.fileno()).st_size == rows * record.itemsize
         if not same:
             self._broken = True
             raise BankError(
