@@ -249,8 +249,11 @@ def _found(
             tally.faults.append(f"kill {number}: the bank is at no commit that it should be at")
         tally.kept += found == told.maybe != told.sure
         shown = {one.text for one in reader.entries.at(reader.live.tolist()).values()}
-        if shown - {entry(one).text for one in found.values()}:
-            tally.faults.append(f"kill {number}: an open reader shows what was removed")
+        if stale := shown - {entry(one).text for one in found.values()}:
+            tally.faults.append(
+                f"kill {number}: an open reader of commit {reader.manifest.commit} shows "
+                f"{sorted(stale)}, removed by commit {MemoryBank.open(folder).manifest.commit}"
+            )
         if wrong := wrong_rows(reader, reader.live):
             tally.faults.append(f"kill {number}: an open reader mixes up rows {wrong}")
     except Exception as error:
