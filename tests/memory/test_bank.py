@@ -182,7 +182,7 @@ def test_rows_that_no_key_belongs_to_are_named(bank, copy: Path) -> None:
 
 def test_a_removal_that_the_manifest_does_not_count_is_named(copy: Path) -> None:
     rewritten(copy, removed=3)
-    with pytest.raises(BankError, match="0 removed rows.*manifest says 3"):
+    with pytest.raises(BankError, match=r"0 removed rows.*manifest says 3"):
         MemoryBank.open(copy).verify()
 
 

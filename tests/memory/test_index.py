@@ -56,7 +56,7 @@ def test_without_faiss_a_large_bank_is_searched_exactly_with_a_hint(
         found = KeyIndex(bank).topk(made.rows_for([3])[0], 1)[0]
     assert found.tolist() == [[3]]
     assert "tinyalign-vlm[ann]" in caplog.text
-    with pytest.raises(ConfigError, match="faiss.*not installed.*pip install"):
+    with pytest.raises(ConfigError, match=r"faiss.*not installed.*pip install"):
         KeyIndex(bank, engine="ivf").topk(made.rows_for([3])[0], 1)
 
 

@@ -16,9 +16,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def test_a_second_lock_is_refused_in_the_same_process_too(tmp_path: Path) -> None:
-    with WriteLock(tmp_path):
-        with pytest.raises(BankError, match=r"another process is writing.*wait until it is done"):
-            WriteLock(tmp_path).__enter__()
+    refused = pytest.raises(BankError, match=r"another process is writing.*wait until it is done")
+    with WriteLock(tmp_path), refused:
+        WriteLock(tmp_path).__enter__()
     with WriteLock(tmp_path):
         pass
 
