@@ -85,8 +85,8 @@ def test_a_forked_worker_reads_it_too(paths: list[Path], deleted: bool) -> None:
     assert entries.column("id")[0] == "é0"
     if deleted:
         paths[0].unlink()
-        paths[1].write_bytes(b"another file of this name")
         paths[1].unlink()
+        paths[1].write_bytes(b"another file of this name")
     pid = os.fork()
     if not pid:
         try:

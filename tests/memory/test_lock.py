@@ -62,21 +62,26 @@ def test_a_killed_process_frees_the_lock(tmp_path: Path, with_worker: bool) -> N
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        WriteLock(tmp_path).__enter__()
+        held = WriteLock(tmp_path)
+        held.__enter__()
         worker = os.fork() if with_worker else os.getpid()
         if worker:
             os.write(writing, f"{worker}\n".encode())
         time.sleep(600)
         os._exit(0)
     worker = int(os.read(reading, 100))
-    with pytest.raises(BankError, match="another process"):
-        WriteLock(tmp_path).__enter__()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    with WriteLock(tmp_path):
-        pass
-    if with_worker:
-        os.kill(worker, signal.SIGKILL)
+    alive = {pid, worker}
+    try:
+        with pytest.raises(BankError, match="another process"):
+            WriteLock(tmp_path).__enter__()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        alive.discard(pid)
+        with WriteLock(tmp_path):
+            pass
+    finally:
+        for one in alive:
+            os.kill(one, signal.SIGKILL)
 
 
 @needs_fork

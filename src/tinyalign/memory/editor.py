@@ -8,6 +8,7 @@ writer left behind is swept away by the next one.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -26,9 +27,13 @@ from tinyalign.memory.coding import CodingError
 from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import sync_file, sync_folder
 from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
-from tinyalign.memory.manifest import Manifest, SegmentRecord
+from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
 from tinyalign.memory.writer import coded, describe_segment
 
+# What a writer names its files; nothing else in the folder is ever deleted.
+OURS = re.compile(
+    rf"entries-\d+-\d+\.sqlite(-journal)?|(keys|values)-\d+\.(f16|f32|i8)|{re.escape(MANIFEST)}\.tmp"
+)
 COPY_ROWS = 4096  # rows copied at a time when compacting
 
 
@@ -253,9 +258,8 @@ def sweep(folder: Path, manifest: Manifest) -> None:
     for name in (manifest.keys_name, manifest.values_name):
         if (folder / name).stat().st_size > sizes[name]:
             os.truncate(folder / name, sizes[name])
-    patterns = ("entries-*.sqlite*", "keys-*", "values-*", "*.tmp")
-    found = [path for pattern in patterns for path in folder.glob(pattern)]
-    if stray := [path for path in found if path.name not in sizes]:
+    ours = (path for path in folder.iterdir() if OURS.fullmatch(path.name))
+    if stray := [path for path in ours if path.name not in sizes]:
         sync_folder(folder)  # the manifest may be there by a rename that is not on the disk yet
         for path in stray:
             _unlink(path)

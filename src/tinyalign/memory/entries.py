@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -81,22 +82,21 @@ def write_segment(
     The file is written without a journal: it counts only once a manifest names it.
     """
     path.unlink(missing_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None)
     try:
-        connection.execute("PRAGMA page_size = 4096")
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")  # the caller syncs the finished file
-        connection.execute("BEGIN")
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.executemany(INSERT, ((*astuple(entry), row) for row, entry in entries))
-        connection.executemany("INSERT INTO removed VALUES (?)", ((int(r),) for r in removed))
-        connection.executemany("INSERT INTO commits VALUES (?, ?, ?, ?)", map(astuple, commits))
-        connection.execute("COMMIT")
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA page_size = 4096")
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")  # the caller syncs the finished file
+            connection.execute("BEGIN")
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            added = ((*astuple(entry), row) for row, entry in entries)
+            connection.executemany(INSERT, added)
+            connection.executemany("INSERT INTO removed VALUES (?)", ((int(r),) for r in removed))
+            connection.executemany("INSERT INTO commits VALUES (?, ?, ?, ?)", map(astuple, commits))
+            connection.execute("COMMIT")
     except sqlite3.OperationalError as error:  # "database or disk is full"
         raise OSError(f"{path}: {error}") from error
-    finally:
-        connection.close()
 
 
 class Segment:
