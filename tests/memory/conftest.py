@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +100,16 @@ def bank(samples, vision, compressor, tmp_path_factory: pytest.TempPathFactory):
 def no_checkpoint_luck(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoint after every batch, so that small builds have several parts."""
     monkeypatch.setattr("tinyalign.memory.builder.CHECKPOINT_EVERY", 1)
+
+
+@pytest.fixture(scope="session")
+def made():
+    """benchmarks/kill_bank.py: banks whose keys and values follow from their texts."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "kill_bank.py"
+    if not path.is_file():
+        pytest.skip("no benchmarks/kill_bank.py in this checkout")
+    spec = importlib.util.spec_from_file_location("kill_bank", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_bank"] = module  # where its dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from tinyalign.data.images import image_hash, load_image
 from tinyalign.errors import BankError, ConfigError
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.editor import BankEditor
+from tinyalign.memory.index import KeyIndex
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 
 
@@ -133,3 +137,80 @@ def test_a_damaged_table_is_refused_by_name(damage, table, tmp_path: Path) -> No
 def test_lists_of_different_lengths_are_refused(bank, queries, names) -> None:
     with pytest.raises(ConfigError, match="11 ids"):
         NeighbourTable.build(bank, queries, names[0][:-1], names[1], k=1)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
+    """Searches as they are made, by the number of their queries; die at one of them."""
+    real, calls = KeyIndex.topk, []
+
+    def topk(self, queries, *arguments):
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(len(queries))
+        return real(self, queries, *arguments)
+
+    monkeypatch.setattr(KeyIndex, "topk", topk)
+    return calls
+
+
+def test_a_killed_search_goes_on_after_its_last_block(
+    bank, queries, names, table, tmp_path, monkeypatch
+) -> None:
+    partial = tmp_path / "neighbours.partial"
+    counted(monkeypatch, fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        NeighbourTable.build(bank, queries, *names, k=5, block=5, partial=partial)
+    monkeypatch.undo()
+    calls = counted(monkeypatch)
+    again = NeighbourTable.build(bank, queries, *names, k=5, block=5, partial=partial)
+    assert calls == [2]  # of 5 + 5 + 2
+    assert torch.equal(again.indices, table.indices)
+    assert torch.equal(again.scores, table.scores)
+    assert not partial.exists()
+
+
+def test_a_damaged_block_is_searched_again(
+    bank, queries, names, table, tmp_path, monkeypatch
+) -> None:
+    partial = tmp_path / "neighbours.partial"
+    counted(monkeypatch, fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        NeighbourTable.build(bank, queries, *names, k=5, block=5, partial=partial)
+    monkeypatch.undo()
+    first = next(partial.rglob("0.safetensors"))
+    first.write_bytes(first.read_bytes()[:50])
+    calls = counted(monkeypatch)
+    again = NeighbourTable.build(bank, queries, *names, k=5, block=5, partial=partial)
+    assert calls == [5, 2]
+    assert torch.equal(again.indices, table.indices)
+
+
+def test_blocks_for_other_queries_are_not_used_and_not_touched(
+    bank, queries, names, tmp_path, monkeypatch
+) -> None:
+    partial = tmp_path / "partial"
+    counted(monkeypatch, fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        NeighbourTable.build(bank, queries, *names, k=5, block=5, partial=partial)
+    monkeypatch.undo()
+    others = set(partial.rglob("*"))
+    calls = counted(monkeypatch)
+    other = NeighbourTable.build(bank, -queries, *names, k=5, block=5, partial=partial)
+    assert calls == [5, 5, 2]
+    assert torch.equal(other.indices, NeighbourTable.build(bank, -queries, *names, k=5).indices)
+    assert set(partial.rglob("*")) == others
+
+
+def test_removed_rows_are_drawn_by_nobody(bank, queries, names, tmp_path: Path) -> None:
+    folder = shutil.copytree(bank.folder, tmp_path / "bank")
+    with BankEditor(folder) as editor:
+        editor.remove([1, 4, 9])
+        editor.commit("three fewer")
+    smaller = MemoryBank.open(folder)
+    table = NeighbourTable.build(smaller, queries, *names, k=20)
+    table.save(tmp_path / "table")
+    for one in (table, NeighbourTable.load(tmp_path / "table")):
+        for seed in range(5):
+            for version in (one, one.random(seed), one.shuffled(seed)):
+                assert not {1, 4, 9} & set(version.indices.flatten().tolist())
+                assert_no_row_shows_itself(version, smaller, names)

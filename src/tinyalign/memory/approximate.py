@@ -8,7 +8,9 @@ against exact search on a sample of the bank's own keys.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +21,11 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import ConfigError
+from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.files import replace_file, write_atomically
-from tinyalign.memory.search import ExactSearch, rescored
+from tinyalign.memory.files import replace_file
+from tinyalign.memory.search import ExactSearch, nothing, rescored
 
 FOLDER = "index"
 SAMPLE = 256  # keys whose neighbours are compared with exact search
@@ -68,20 +71,20 @@ class IvfSearch:
     def of(cls, bank: MemoryBank, recall: float) -> IvfSearch:
         """The index of a bank: read, lengthened by rows that were added, or made anew."""
         faiss = _faiss()
-        folder = bank.folder / FOLDER
-        path = folder / f"ivf-{bank.manifest.generation}.faiss"
+        manifest = bank.manifest
+        path = bank.folder / FOLDER / f"ivf-{manifest.generation}.faiss"
+        of = hash_json([manifest.dataset_hash, manifest.key_hash, manifest.generation])
         facts = _facts(path)
-        if facts and facts["rows"] <= bank.rows and facts["recall"] >= recall:
-            index = faiss.read_index(str(path))
+        index = _read(faiss, path, bank.rows) if facts and facts["of"] == of else None
+        if facts and index is not None:
             made = cls(index, bank.keys, facts["nprobe"], facts["recall"])
-            if facts["rows"] == bank.rows:
+            if index.ntotal == facts["rows"] == bank.rows and facts["wanted"] >= recall:
                 return made
-            _add(index, bank.keys, facts["rows"])
-            made._tune(recall)
+            _add(index, bank.keys, index.ntotal)
         else:
             made = cls(_trained(faiss, bank.keys), bank.keys, 1, 0.0)
-            made._tune(recall)
-        made._save(faiss, path)
+        made._tune(recall)
+        made._save(faiss, path, {"of": of, "wanted": recall})
         return made
 
     def _tune(self, wanted: float) -> None:
@@ -102,16 +105,25 @@ class IvfSearch:
                 return
             self.nprobe = min(2 * self.nprobe, self.nlist)
 
-    def _save(self, faiss: Any, path: Path) -> None:
+    def _save(self, faiss: Any, path: Path, facts: dict[str, Any]) -> None:
         """Keep the index beside the bank; a read-only bank is searched without keeping it."""
-        facts = {"rows": len(self.keys), "nprobe": self.nprobe, "recall": self.recall}
+        facts |= {"rows": len(self.keys), "nprobe": self.nprobe, "recall": self.recall}
+        notes = path.with_suffix(".json")
+        mine = f"{os.getpid()}.tmp"  # other readers may be making the same index
+        asides = path.with_suffix(f".faiss.{mine}"), path.with_suffix(f".json.{mine}")
         try:
             path.parent.mkdir(exist_ok=True)
-            aside = path.with_suffix(".tmp")
-            faiss.write_index(self.index, str(aside))
-            replace_file(aside, path)
-            write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
+            faiss.write_index(self.index, str(asides[0]))
+            asides[1].write_text(json.dumps(facts))
+            for aside, final in zip(asides, (path, notes)):
+                replace_file(aside, final)
+            for other in path.parent.glob("ivf-*.*"):  # of other generations, or left by a kill
+                if other not in (path, notes):
+                    other.unlink()
         except (OSError, RuntimeError) as error:
+            for aside in asides:
+                with suppress(OSError):
+                    aside.unlink()
             logger.info("search: the index is not kept (%s)", error)
 
     def topk(
@@ -122,6 +134,8 @@ class IvfSearch:
         hidden: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `ExactSearch.topk`, of the candidates that the index finds."""
+        if not k or not len(queries):
+            return nothing(len(queries), k)
         faiss = _faiss()
         banned = [set(rows) for rows in exclude or [()] * len(queries)]
         most = max((len(rows) for rows in banned), default=0)
@@ -142,9 +156,20 @@ def _facts(path: Path) -> dict[str, Any] | None:
     """What was noted of an index when it was made; None if there is none that can be used."""
     try:
         facts = json.loads(path.with_suffix(".json").read_bytes())
-        return facts if path.is_file() and {"rows", "nprobe", "recall"} <= facts.keys() else None
+        wanted = {"of", "rows", "nprobe", "recall", "wanted"}
+        return facts if path.is_file() and wanted <= facts.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _read(faiss: Any, path: Path, rows: int) -> Any:
+    """The index in a file; None if it is damaged or of more rows than there are."""
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        logger.info("search: %s is damaged and made anew (%s)", path, error)
+        return None
+    return index if index.ntotal <= rows else None
 
 
 def _trained(faiss: Any, keys: np.ndarray) -> Any:

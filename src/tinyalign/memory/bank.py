@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -18,6 +18,7 @@ from tinyalign.errors import BankError
 from tinyalign.hashing import DIGITS, hash_file
 from tinyalign.memory.entries import Entries, Entry
 from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
+from tinyalign.memory.watch import Watch
 
 COMPRESSOR = "compressor"
 DAMAGED = "restore it from a copy or build the bank again"
@@ -36,11 +37,6 @@ class MemoryBank:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Use `MemoryBank.open`."""
         self.folder = folder
-        self._show(manifest)
-
-    def _show(self, manifest: Manifest) -> None:
-        for name in ("ids", "texts", "image_hashes", "sources"):
-            self.__dict__.pop(name, None)
         self.manifest = manifest
         self.entries = Entries([self.folder / one.name for one in manifest.segments])
         self.coding = manifest.value_coding
@@ -51,7 +47,7 @@ class MemoryBank:
             self.folder / manifest.values_name, self.coding.record, manifest.rows
         )
         self._removed: np.ndarray | None = None
-        self._seen: tuple[int, ...] = ()
+        self._watch: Watch | None = None
 
     @classmethod
     def open(cls, folder: str | Path, generation: int | None = None) -> MemoryBank:
@@ -71,23 +67,27 @@ class MemoryBank:
                 for name, expected in manifest.sizes.items():
                     _check_size(folder / name, expected)
                 return cls(folder, manifest)
-            except BankError:
-                if Manifest.read(folder).hash == manifest.hash:
-                    raise  # else a writer committed between the two: look again
+            except (BankError, OSError) as error:
+                if Manifest.read(folder).hash != manifest.hash:
+                    continue  # a writer committed between the two: look again
+                if isinstance(error, OSError):
+                    raise BankError(f"{folder}: cannot be read ({error})") from error
+                raise
 
     def refresh(self) -> bool:
         """Show what was committed since; returns whether anything was.
 
-        After a compaction rows have other numbers: `manifest.generation` tells.
+        After a compaction rows have other numbers: `manifest.generation` tells. Threads that
+        share a bank refresh it between searches, not during one.
         """
         before, latest = self.hash, MemoryBank.open(self.folder)
         if latest.hash != before:
-            self._show(latest.manifest)
+            self.__dict__ = latest.__dict__  # in one step, for other threads
         return latest.hash != before
 
     def __reduce__(self) -> tuple:
         # workers map the files instead of copying them
-        return MemoryBank.open, (self.folder, self.manifest.generation)
+        return MemoryBank.open, (self.folder.absolute(), self.manifest.generation)
 
     def __len__(self) -> int:
         return self.rows - len(self.removed)
@@ -113,28 +113,44 @@ class MemoryBank:
     def removed(self) -> np.ndarray:
         """Rows of this view that are no longer in the bank (int64, sorted), as of now.
 
-        Looks at the manifest's time stamp each time, so that what another process removed is
-        gone from the next search. A bank that was compacted meanwhile keeps its last answer.
+        Looks each time whether the manifest was replaced, so that what another process removed is
+        gone from the next search, also if the bank was compacted since. A view whose folder is
+        gone keeps its last answer. Raises BankError where the manifest is damaged.
         """
-        try:
-            found = os.stat(self.folder / MANIFEST)
-            stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
-        except OSError:
-            stamp = self._seen  # gone: the view lives on
-        if self._removed is None or stamp != self._seen:
-            rows = self._removed_now()
-            self._removed, self._seen = rows[rows < self.rows], stamp
-        return self._removed
+        removed, watch = self._removed, self._watch
+        if removed is None or watch is None or watch.changed():
+            watch = Watch(self.folder / MANIFEST)  # before reading: what comes later is seen later
+            removed = self._removed_now()
+            self._removed, self._watch = removed, watch
+        return removed
 
     def _removed_now(self) -> np.ndarray:
-        latest = self.manifest
-        if (self.folder / MANIFEST).is_file():
-            latest = Manifest.read(self.folder)
-        if latest.generation != self.manifest.generation:
-            return self.entries.removed() if self._removed is None else self._removed
-        if latest.hash == self.hash:
-            return self.entries.removed()
-        return MemoryBank.open(self.folder).entries.removed()
+        if not (self.folder / MANIFEST).exists():  # the folder is gone, the view lives on
+            return self._removed_here() if self._removed is None else self._removed
+        if Manifest.read(self.folder).hash == self.hash:
+            return self._removed_here()
+        latest = MemoryBank.open(self.folder)
+        if not latest.manifest.keeps_rows_of(self.manifest):
+            return self._not_in(latest)
+        rows = latest._removed_here()
+        return rows[rows < self.rows]
+
+    def _removed_here(self) -> np.ndarray:
+        """Rows that were removed as of this view's own commit."""
+        found, expected = self.entries.removed(), self.manifest.removed
+        if len(found) != expected or (found >= self.rows).any():
+            raise BankError(
+                f"{self.folder}: {len(found)} removed rows below {found.max(initial=-1) + 1}, "
+                f"the manifest says {expected} of {self.rows}; {DAMAGED}"
+            )
+        return found
+
+    def _not_in(self, other: MemoryBank) -> np.ndarray:
+        """Rows whose entries are not in another bank: what this one became when compacted."""
+        before = self._removed_here() if self._removed is None else self._removed
+        there = other.entries.contents()[other.live]
+        lost = ~np.isin(self.entries.contents(), there)
+        return np.union1d(before, lost.nonzero()[0])
 
     @property
     def live(self) -> np.ndarray:
@@ -216,26 +232,45 @@ class MemoryBank:
     # -- looking after it ---------------------------------------------------------------------
 
     def problems(self) -> Iterator[str]:
-        """Read every byte; what does not fit the manifest, one sentence each. None: whole."""
+        """Read every byte; what does not fit the manifest, one sentence each. None: whole.
+
+        If a writer committed meanwhile, it is the bank as it is now that is read.
+        """
+        found = list(self._problems())
+        latest = MemoryBank.open(self.folder) if found else self
+        if latest.hash == self.hash:
+            yield from found
+        else:
+            yield from latest.problems()
+
+    def _problems(self) -> Iterator[str]:
         for name, facts in self.manifest.compressor.items():
             if problem := _wrong_file(self.folder / name, facts["bytes"], facts["hash"]):
                 yield problem
-        readable = []
-        for one in self.manifest.segments:
-            problem = _wrong_file(self.folder / one.name, one.bytes, one.hash)
-            if problem:
-                yield problem
-            else:
-                yield from self._wrong_rows(one)
-                readable.append(one)
-        yield from self._wrong_arrays()
-        if len(readable) == len(self.manifest.segments):
-            found = Entries([self.folder / one.name for one in readable]).removed()
-            if len(found) != self.manifest.removed or found.max(initial=-1) >= self.rows:
-                yield (
-                    f"{self.folder}: {len(found)} removed rows below {found.max(initial=-1) + 1}, "
-                    f"the manifest says {self.manifest.removed} of {self.rows}; {DAMAGED}"
-                )
+        wrong = [self.wrong_segment(one) for one in self.manifest.segments]
+        yield from (problem for problems in wrong for problem in problems)
+        if not any(wrong):
+            yield from self._wrong_ids()
+
+    def wrong_segment(self, one: SegmentRecord) -> list[str]:
+        """What does not fit the record of a segment, after reading every byte of it."""
+        found = list(self._wrong_arrays(one))
+        if problem := _wrong_file(self.folder / one.name, one.bytes, one.hash):
+            return [problem, *found]
+        return [*self._wrong_rows(one), *found]
+
+    def _wrong_ids(self) -> Iterator[str]:
+        """Damage that shows only over all segments: removed rows, and ids that are there twice."""
+        try:
+            gone = set(self._removed_here().tolist())
+        except BankError as error:
+            yield str(error)
+            return
+        live = Counter(
+            name for row, name in enumerate(self.entries.column("id")) if row not in gone
+        )
+        if twice := [name for name, count in live.items() if count > 1]:
+            yield f"{self.folder}: {len(twice)} ids are there twice (first {twice[0]}); {DAMAGED}"
 
     def _wrong_rows(self, one: SegmentRecord) -> Iterator[str]:
         path = self.folder / one.name
@@ -249,23 +284,23 @@ class MemoryBank:
         if missing := sorted(expected - set(found)):
             yield (f"{path}: {len(missing)} rows without an entry (first {missing[0]}); {DAMAGED}")
 
-    def _wrong_arrays(self) -> Iterator[str]:
-        for name, record, which in (
-            (self.manifest.keys_name, self.manifest.key_coding.record, "keys_hash"),
-            (self.manifest.values_name, self.coding.record, "values_hash"),
+    def _wrong_arrays(self, one: SegmentRecord) -> Iterator[str]:
+        for name, record, expected in (
+            (self.manifest.keys_name, self.manifest.key_coding.record, one.keys_hash),
+            (self.manifest.values_name, self.coding.record, one.values_hash),
         ):
             path, size = self.folder / name, record.itemsize
-            expected = self.rows * size
-            if not path.is_file() or path.stat().st_size < expected:
-                yield _too_short(path, expected)
+            try:
+                _check_size(path, one.stop * size)
+            except BankError as error:
+                yield str(error)
                 continue
-            for one in self.manifest.segments:
-                found = hash_range(path, one.start * size, one.stop * size)
-                if found != getattr(one, which):
-                    yield (
-                        f"{path}: rows {one.start} to {one.stop - 1} changed since they were "
-                        f"committed (hash {found}, expected {getattr(one, which)}); {DAMAGED}"
-                    )
+            found = hash_range(path, one.start * size, one.stop * size)
+            if found != expected:
+                yield (
+                    f"{path}: rows {one.start} to {one.stop - 1} changed since they were "
+                    f"committed (hash {found}, expected {expected}); {DAMAGED}"
+                )
 
     def verify(self) -> None:
         """Read every byte: hashes, counts, dimensions, orphan rows. BankError names the damage."""
@@ -317,13 +352,10 @@ def _check_size(path: Path, expected: int) -> None:
     """A file may be longer than what is committed of it, never shorter."""
     if not path.is_file():
         raise BankError(f"{path}: missing; {DAMAGED}")
-    if path.stat().st_size < expected:
-        raise BankError(_too_short(path, expected))
-
-
-def _too_short(path: Path, expected: int) -> str:
-    found = path.stat().st_size if path.is_file() else 0
-    return f"{path}: expected {expected} bytes, found {found}; it was truncated. {DAMAGED}"
+    if (found := path.stat().st_size) < expected:
+        raise BankError(
+            f"{path}: expected {expected} bytes, found {found}; it was truncated. {DAMAGED}"
+        )
 
 
 def _mapped(path: Path, record: np.dtype, rows: int) -> np.ndarray:

@@ -8,6 +8,8 @@ writer left behind is swept away by the next one.
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,14 +21,19 @@ import numpy as np
 from torch import Tensor
 
 from tinyalign.errors import BankError
+from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.coding import CodingError
 from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import sync_file, sync_folder
-from tinyalign.memory.lock import WriteLock, cannot_write
-from tinyalign.memory.manifest import Manifest, SegmentRecord
+from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
+from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
 from tinyalign.memory.writer import coded, describe_segment
 
+# What a writer names its files; nothing else in the folder is ever deleted.
+OURS = re.compile(
+    rf"entries-\d+-\d+\.sqlite(-journal)?|(keys|values)-\d+\.(f16|f32|i8)|{re.escape(MANIFEST)}\.tmp"
+)
 COPY_ROWS = 4096  # rows copied at a time when compacting
 
 
@@ -49,10 +56,11 @@ class BankEditor:
             self.bank = MemoryBank.open(self.folder)
             sweep(self.folder, self.manifest)
             self._open_files()
-        except BaseException as error:
+        except OSError as error:
             self._lock.__exit__()
-            if isinstance(error, OSError):
-                raise cannot_write(self.folder, error) from error
+            raise cannot_write(self.folder, error) from error
+        except BaseException:
+            self._lock.__exit__()
             raise
         return self
 
@@ -67,7 +75,7 @@ class BankEditor:
             for file in (self._keys, self._values):
                 with suppress(OSError):  # the disk is full: what did not fit is not wanted either
                     file.close()
-            sweep(self.folder, Manifest.read(self.folder))
+            undo(self.folder)
         finally:
             self._lock.__exit__()
 
@@ -85,6 +93,7 @@ class BankEditor:
         keys, values = self.manifest.keys_name, self.manifest.values_name
         self._keys: BinaryIO = (self.folder / keys).open("ab")
         self._values: BinaryIO = (self.folder / values).open("ab")
+        self._broken = False
         self._forget()
 
     def _forget(self) -> None:
@@ -101,17 +110,23 @@ class BankEditor:
         Raises BankError for an id that is in the bank, for counts or shapes that differ, for
         numbers that are not finite, and for a full disk.
         """
-        for entry in entries:
-            if entry.id in self.ids:
+        self._check_whole()
+        for name, count in Counter(entry.id for entry in entries).items():
+            if count > 1:
+                raise BankError(f"sample {name}: given {count} times; ids must be unique")
+            if name in self.ids:
                 raise BankError(
-                    f"sample {entry.id}: in the bank already; remove it first, or update it"
+                    f"sample {name}: in the bank already; remove it first, or update it"
                 )
         one = coded(keys, values, entries, self.manifest.key_coding, self.manifest.value_coding)
+        self._broken = True  # until both files have all of it
         try:
-            self._keys.write(one.keys.tobytes())
-            self._values.write(one.values.tobytes())
+            for file, content in ((self._keys, one.keys), (self._values, one.values)):
+                file.write(content.tobytes())
+                file.flush()  # nothing in a buffer that a forked worker could write again
         except OSError as error:
             raise cannot_write(self.folder, error) from error
+        self._broken = False
         self.added.update((entry.id, entry) for entry in entries)
         self._error += one.error
 
@@ -138,28 +153,57 @@ class BankEditor:
 
         note: what it was, in a few words. Without changes nothing is written.
         """
+        self._check_whole()
         if not self.added and not self._gone:
             return self.bank
+        self._check_alone()
+        self._broken = True  # a failed sync must not be tried again: it would seem to succeed
         try:
             for file in (self._keys, self._values):
-                file.flush()
                 os.fsync(file.fileno())
             manifest, replaced = self._new_manifest(note)
             sync_folder(self.folder)
             manifest.write(self.folder)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
+        self._broken = False
         self._forget()
         self.bank = MemoryBank.open(self.folder)
         for name in replaced:
-            (self.folder / name).unlink(missing_ok=True)
+            _unlink(self.folder / name)
         return self.bank
+
+    def _check_whole(self) -> None:
+        """BankError after a write that failed half way: what would follow it has no place."""
+        if self._broken:
+            raise BankError(
+                f"{self.folder}: an earlier change failed while it was written; leave the `with` "
+                "statement, which undoes what was not committed, and make the changes again"
+            )
+
+    def _check_alone(self) -> None:
+        """BankError if someone else wrote here, lock or no lock."""
+        rows, same = self.bank.rows + len(self.added), Manifest.read(self.folder) == self.manifest
+        now = self.manifest
+        for file, record in (
+            (self._keys, now.key_coding.record),
+            (self._values, now.value_coding.record),
+        ):
+            same = same and os.fstat(file.fileno()).st_size == rows * record.itemsize
+        if not same:
+            self._broken = True
+            raise BankError(
+                f"{self.folder}: another process changed this bank meanwhile, although this one "
+                f"holds its lock; was {LOCK} removed? Nothing was committed; make the changes again"
+            )
 
     def _new_manifest(self, note: str) -> tuple[Manifest, list[str]]:
         """Write the segment of this commit; (the manifest with it, segments it replaces)."""
         old = self.manifest
         new = replace(old, commit=old.commit + 1)
         kept, merged = _to_merge(old.segments, len(self.added) + len(self._gone))
+        if wrong := [text for one in merged for text in self.bank.wrong_segment(one)]:
+            raise BankError("; ".join(wrong))  # a new hash would hide the damage for good
         start = merged[0].start if merged else old.rows
         stop = old.rows + len(self.added)
         earlier = self.bank.entries.segments[len(kept) :]
@@ -206,37 +250,60 @@ def _to_merge(
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
-    """Undo what a killed writer left: longer arrays, files that the manifest does not name."""
+    """Undo what a killed writer left: longer arrays, files that the manifest does not name.
+
+    Raises OSError where the arrays cannot be cut. A file that cannot be deleted waits.
+    """
     sizes = manifest.sizes
     for name in (manifest.keys_name, manifest.values_name):
         if (folder / name).stat().st_size > sizes[name]:
             os.truncate(folder / name, sizes[name])
-    for pattern in ("entries-*.sqlite*", "keys-*", "values-*", "*.tmp"):
-        for path in folder.glob(pattern):
-            if path.name not in sizes:
-                path.unlink()
+    ours = (path for path in folder.iterdir() if OURS.fullmatch(path.name))
+    if stray := [path for path in ours if path.name not in sizes]:
+        sync_folder(folder)  # the manifest may be there by a rename that is not on the disk yet
+        for path in stray:
+            _unlink(path)
+
+
+def undo(folder: Path) -> None:
+    """Sweep where an error may be under way already, which must not be hidden by a second one."""
+    try:
+        sweep(folder, Manifest.read(folder))
+    except (OSError, BankError) as error:
+        logger.warning("bank: the next writer will clear up %s (%s)", folder, error)
+
+
+def _unlink(path: Path) -> None:
+    """Delete a file that no manifest names. Windows refuses while a reader has it open."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.info("bank: %s is deleted by a later change (%s)", path, error)
 
 
 def compact(folder: str | Path) -> MemoryBank:
     """Write the bank anew without its removed rows, in one commit; rows are renumbered.
 
     Readers that have it open keep the old view until they `refresh`. It needs room for a second
-    copy while it runs. Returns the bank as it is now.
+    copy while it runs. Returns the bank as it is now. Raises BankError for a damaged bank, whose
+    damage new hashes would hide.
     """
     folder = Path(folder)
+    MemoryBank.open(folder)  # before a lock file is made where no bank is
     with WriteLock(folder):
         bank = MemoryBank.open(folder)
-        old = bank.manifest
-        sweep(folder, old)
-        if not old.removed and len(old.segments) == 1:
-            return bank
         try:
+            sweep(folder, bank.manifest)
+            if not bank.manifest.removed and len(bank.manifest.segments) == 1:
+                return bank
+            bank.verify()
             new = _compacted(bank)
             sync_folder(folder)
             new.write(folder)
-            sweep(folder, new)
         except OSError as error:
             raise cannot_write(folder, error) from error
+        finally:
+            undo(folder)
         return MemoryBank.open(folder)
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import numpy as np
 from tinyalign.errors import BankError
 
 CHUNK = 500  # SQLite takes a limited number of variables in one statement
+COPY_BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -78,22 +82,21 @@ def write_segment(
     The file is written without a journal: it counts only once a manifest names it.
     """
     path.unlink(missing_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None)
     try:
-        connection.execute("PRAGMA page_size = 4096")
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")  # the caller syncs the finished file
-        connection.execute("BEGIN")
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.executemany(INSERT, ((*astuple(entry), row) for row, entry in entries))
-        connection.executemany("INSERT INTO removed VALUES (?)", ((int(r),) for r in removed))
-        connection.executemany("INSERT INTO commits VALUES (?, ?, ?, ?)", map(astuple, commits))
-        connection.execute("COMMIT")
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA page_size = 4096")
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")  # the caller syncs the finished file
+            connection.execute("BEGIN")
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            added = ((*astuple(entry), row) for row, entry in entries)
+            connection.executemany(INSERT, added)
+            connection.executemany("INSERT INTO removed VALUES (?)", ((int(r),) for r in removed))
+            connection.executemany("INSERT INTO commits VALUES (?, ?, ?, ?)", map(astuple, commits))
+            connection.execute("COMMIT")
     except sqlite3.OperationalError as error:  # "database or disk is full"
         raise OSError(f"{path}: {error}") from error
-    finally:
-        connection.close()
 
 
 class Segment:
@@ -102,21 +105,33 @@ class Segment:
     def __init__(self, path: Path) -> None:
         """Open the file now, so that it can be read even after a later commit replaced it."""
         self.path = path
-        self._process = -1
-        self._connect()
+        try:
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._close = weakref.finalize(self, os.close, self._file)
+            self._connection = _connected(path)
+        except (OSError, sqlite3.Error) as error:
+            raise BankError(
+                f"{path}: cannot be opened ({error}). If a later commit replaced it, "
+                "refresh() the bank; if not, restore the file from a copy"
+            ) from error
+        self._process = os.getpid()
 
     def _connect(self) -> sqlite3.Connection:
-        if self._process != os.getpid():  # SQLite connections must not cross a fork
-            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            try:
-                self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            except sqlite3.Error as error:
-                raise BankError(
-                    f"{self.path}: cannot be opened ({error}). If a later commit replaced it, "
-                    "refresh() the bank; if not, restore the file from a copy"
-                ) from error
+        """The connection of this process: SQLite's must not cross a fork."""
+        if self._process != os.getpid():
+            self._connection = self._connected_again()
             self._process = os.getpid()
         return self._connection
+
+    def _connected_again(self) -> sqlite3.Connection:
+        """A connection to the file as it was opened, which a commit may have replaced since."""
+        if self.path.exists() and os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+            return _connected(self.path)
+        with tempfile.NamedTemporaryFile(suffix=".sqlite") as copy:
+            while block := os.pread(self._file, COPY_BLOCK, copy.tell()):
+                copy.write(block)  # pread: the parent shares this file's reading position
+            copy.flush()
+            return _connected(Path(copy.name))
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple]:
         """The rows of a SELECT. BankError for a damaged file."""
@@ -139,6 +154,10 @@ class Segment:
     def removed(self) -> list[int]:
         """The rows removed by its commits, in order."""
         return [row for (row,) in self.query("SELECT row FROM removed ORDER BY row")]
+
+    def contents(self) -> list[int]:
+        """A hash of each entry, in order of row; equal in this process for equal entries."""
+        return list(map(hash, self.query(f"SELECT {COLUMNS} FROM entries ORDER BY row")))
 
     def commits(self) -> list[Commit]:
         """The commits it holds, in order."""
@@ -197,9 +216,19 @@ class Entries:
         rows = [row for segment in self.segments for row in segment.removed()]
         return np.unique(np.asarray(rows, dtype=np.int64))
 
+    def contents(self) -> np.ndarray:
+        """A hash (int64) of each entry by row, to tell which are also in another bank."""
+        found = [one for segment in self.segments for one in segment.contents()]
+        return np.asarray(found, dtype=np.int64)
+
     def commits(self) -> list[Commit]:
         """Every commit, oldest first."""
         return [commit for segment in self.segments for commit in segment.commits()]
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
 def _chunks(values: Sequence) -> Iterable[Sequence]:

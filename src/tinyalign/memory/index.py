@@ -16,6 +16,7 @@ from torch import Tensor
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.manifest import Manifest
 from tinyalign.memory.search import ExactSearch
 
 Engine = Literal["auto", "exact", "ivf"]
@@ -60,7 +61,7 @@ class KeyIndex:
         self.recall = recall
         self._keys: np.ndarray | None = None
         self._exact: ExactSearch | None = None
-        self._generation = 0
+        self._of: Manifest | None = None
         self._approximate: Searcher | None = None
 
     def topk(
@@ -98,9 +99,11 @@ class KeyIndex:
 
     def _exact_now(self) -> ExactSearch:
         if self._exact is None or self._exact.keys is not self.bank.keys:
-            grown = self._exact if self._generation == self.bank.manifest.generation else None
-            self._exact = ExactSearch(self.bank.keys, self.device, before=grown)
-            self._generation = self.bank.manifest.generation
+            now = self.bank.manifest
+            grown = self._of is not None and now.keeps_rows_of(self._of)
+            before = self._exact if grown else None
+            self._exact = ExactSearch(self.bank.keys, self.device, before=before)
+            self._of = now
         return self._exact
 
     def _ivf(self) -> Searcher:

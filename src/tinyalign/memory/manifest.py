@@ -103,6 +103,11 @@ class Manifest:
         """Entries in the bank."""
         return self.rows - self.removed
 
+    def keeps_rows_of(self, earlier: Manifest) -> bool:
+        """Whether a row means here what it meant then: nothing but later commits lie between."""
+        same = (self.generation, self.dataset_hash) == (earlier.generation, earlier.dataset_hash)
+        return same and self.commit >= earlier.commit
+
     @property
     def hash(self) -> str:
         """The bank's identity: a hash over all of the above, hashes of files included."""
@@ -191,13 +196,15 @@ def _check_version(path: Path, version: object) -> None:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BankError(
             f"{path}: not found; a memory bank is a folder with a {MANIFEST} "
             "(an unfinished build has none: run the same build again to finish it)"
-        )
-    try:
-        content = json.loads(path.read_bytes())
+        ) from error
+    except OSError as error:
+        raise BankError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise BankError(f"{path}: damaged, not readable as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,8 +89,8 @@ class NeighbourTable:
     ) -> NeighbourTable:
         """Search the k best rows for each query (N, d_k), exactly, in blocks, with a bar.
 
-        partial: a folder for finished blocks, from which a search that was killed goes on; it is
-        removed at the end.
+        partial: a folder for finished blocks, from which a search that was killed goes on; the
+        blocks are removed at the end, and the folder if nothing else is in it.
 
         ids and image_hashes name the N samples: entries with the same id or the same image are
         left out of a sample's neighbours. exclude_self=False is for a bank that cannot hold the
@@ -244,8 +245,15 @@ class _Blocks:
         """The block that starts at `start`, if it was finished."""
         if self.folder is None or not (path := self.folder / f"{start}.safetensors").is_file():
             return None
-        found = load_file(path)
-        return (found["indices"], found["scores"]) if len(found["scores"]) == size else None
+        try:
+            found = load_file(path)
+            whole = len(found["scores"]) == len(found["indices"]) == size
+        except (OSError, SafetensorError, KeyError):
+            whole = False
+        if not whole:
+            path.unlink()  # damaged: search it again
+            return None
+        return found["indices"], found["scores"]
 
     def put(self, start: int, block: tuple[Tensor, Tensor]) -> None:
         """Keep a finished block."""
@@ -258,8 +266,10 @@ class _Blocks:
 
     def clear(self) -> None:
         """The table is whole: the blocks are not needed any more."""
-        if self.folder is not None and self.folder.parent.is_dir():
-            shutil.rmtree(self.folder.parent)
+        if self.folder is not None and self.folder.is_dir():
+            shutil.rmtree(self.folder)
+            with suppress(OSError):  # others' blocks are in it
+                self.folder.parent.rmdir()
 
 
 def _draw(rng: np.random.Generator, n: int, size: int, excluded: Sequence[int]) -> list[int]:

@@ -81,7 +81,7 @@ class ExactSearch:
         """
         self._check(queries, k, exclude)
         if not k or not len(self.keys) or not len(queries):
-            return _nothing(len(queries), k)
+            return nothing(len(queries), k)
         queries = queries.detach().to(self.device, torch.float32)
         scan = _Scan(self._copy(), queries, _Banned(exclude, hidden, self.device), self.block)
         room = min(k + MARGIN[self.dtype], len(self.keys))
@@ -135,7 +135,7 @@ def exact_topk(
 def rescored(queries: Tensor, keys: np.ndarray, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Order candidates (B, m; -1 = none) by exact score, then row; keep k. CPU tensors."""
     order = torch.where(indices < 0, len(keys), indices).cpu().sort(dim=1).values
-    chosen, exact = _nothing(len(queries), k)
+    chosen, exact = nothing(len(queries), k)
     for b, query in enumerate(queries.double().cpu()):
         rows = order[b][order[b] < len(keys)]
         vectors = torch.from_numpy(keys[rows.numpy()]).double()
@@ -236,5 +236,6 @@ def grouped_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, torch.cat([rows.flatten(1), rest], dim=1).gather(1, order)
 
 
-def _nothing(batch: int, k: int) -> tuple[Tensor, Tensor]:
+def nothing(batch: int, k: int) -> tuple[Tensor, Tensor]:
+    """What a search returns where there is nothing to find."""
     return torch.full((batch, k), -1, dtype=torch.int64), torch.zeros(batch, k)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -155,13 +157,15 @@ class BankWriter:
 
     def append_coded(self, keys: np.ndarray, values: np.ndarray, entries: Sequence[Entry]) -> None:
         """Add rows that are coded already, as another bank has them."""
-        for entry in entries:
-            if entry.id in self.ids:
-                raise BankError(f"sample {entry.id}: in the bank already; ids must be unique")
-            self.ids.add(entry.id)
+        new = {entry.id for entry in entries}
+        if len(new) < len(entries) or not new.isdisjoint(self.ids):
+            counts = Counter([*self.ids, *(entry.id for entry in entries)])
+            name = next(entry.id for entry in entries if counts[entry.id] > 1)
+            raise BankError(f"sample {name}: in the bank already; ids must be unique")
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
         contents = (np.ascontiguousarray(keys), np.ascontiguousarray(values))
         self._write((*(array.tobytes() for array in contents), lines.encode()))
+        self.ids |= new
         self.progress.count += len(entries)
 
     def append_part(self, part: BankWriter) -> None:
@@ -177,6 +181,7 @@ class BankWriter:
         try:
             for name, content in zip(PARTS, contents):
                 self._files[name].write(content)
+                self._files[name].flush()  # nothing that a forked worker could write again
         except OSError as error:
             raise cannot_write(self.building, error) from error
 
@@ -192,16 +197,30 @@ class BankWriter:
         self.progress.skipped.append((sample_id, reason))
 
     def checkpoint(self, position: int) -> None:
-        """Make everything so far survive a kill; `position` is the next sample to read."""
+        """Make everything so far survive a kill; `position` is the next sample to read.
+
+        Raises BankError for a full disk, and after a write that failed half way.
+        """
         try:
             for name, file in self._files.items():
                 file.flush()
                 os.fsync(file.fileno())
                 self.progress.sizes[name] = file.tell()
+            self._check_sizes()
             self.progress.position = position
             write_atomically(self.building / PROGRESS, json.dumps(asdict(self.progress)).encode())
         except OSError as error:
             raise cannot_write(self.building, error) from error
+
+    def _check_sizes(self) -> None:
+        count, sizes = self.progress.count, self.progress.sizes
+        for name, coding in ((KEYS, self.key_coding), (VALUES, self.value_coding)):
+            if sizes[name] != count * coding.record.itemsize:
+                raise BankError(
+                    f"{self.building / name}: {sizes[name]} bytes, {count} rows need "
+                    f"{count * coding.record.itemsize}; a write failed half way. Run the same "
+                    "build again: it goes on from the last checkpoint"
+                )
 
     def written_entries(self) -> Iterator[Entry]:
         """What was appended so far and reached the file."""
@@ -219,9 +238,9 @@ class BankWriter:
         self.close()
         try:
             self._finish(manifest)
+            finish_commit(self.folder)
         except OSError as error:
-            raise cannot_write(self.building, error) from error
-        finish_commit(self.folder)
+            raise cannot_write(self.folder, error) from error
         return MemoryBank.open(self.folder)
 
     def _finish(self, manifest: Manifest) -> None:
@@ -236,6 +255,10 @@ class BankWriter:
         extra = sorted(p for p in (self.building / COMPRESSOR).rglob("*") if p.is_file())
         for path in (self.building / name, *extra):
             sync_file(path)
+        for folder in {path.parent for path in extra} | {self.building, self.folder}:
+            sync_folder(folder)
+        with suppress(PermissionError):
+            sync_folder(self.folder.absolute().parent)  # where the bank's folder may be new
         files = {p.relative_to(self.building).as_posix(): describe_file(p) for p in extra}
         segment = describe_segment(
             self.building / name, self.building / KEYS, self.building / VALUES, manifest,
