@@ -1,15 +1,15 @@
-"""`tinyalign bank add`, `update`, `remove`, `merge` and `compact`: changing a bank."""
+"""`tinyalign bank add`, `update` and `remove`: changing what is in a bank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tinyalign.cli.bank import Finder
 from tinyalign.cli.encoding import bank_encoder, say_skipped, skipped_list
 from tinyalign.cli.options import NAME, POSITIONAL, DataOptions
-from tinyalign.cli.output import columns, say, say_json, say_table, size
+from tinyalign.cli.output import columns, say, say_json, say_table
 from tinyalign.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _add(args: BankAddArgs, update: bool) -> int:
         workers=args.workers,
         strict=args.strict,
     )
-    _report(args, change)
+    say_change(args, change)
     if not args.json:
         say_skipped(change.skipped, say)
     return 0
@@ -135,7 +135,7 @@ def _one_pair(args: BankAddArgs, image: str) -> Sample:
     return Sample(id=name, images=(ref,), messages=tuple(messages), source=source)
 
 
-def _report(args: Any, change: Change, **more: Any) -> None:
+def say_change(args: Any, change: Change, **more: Any) -> None:
     """What a change did, in one line or as JSON."""
     if args.json:
         counts = {"added": change.added, "removed": change.removed, "entries": len(change.bank)}
@@ -210,7 +210,7 @@ def bank_remove(args: BankRemoveArgs) -> int:
         change = remove_entries(args.bank, ids=[entry.id for entry in entries])
     if args.json:
         listed = [asdict(entry) for entry in entries]
-        _report(args, change, dry_run=args.dry_run, listed=listed)
+        say_change(args, change, dry_run=args.dry_run, listed=listed)
         return 0
     say_table(
         columns(("id", "source", "text"), [(e.id, e.source, e.text) for e in entries[:LISTED]])
@@ -220,7 +220,7 @@ def bank_remove(args: BankRemoveArgs) -> int:
     if args.dry_run or not entries:
         say(f"{args.bank}: {len(entries)} would be removed; nothing was")
     else:
-        _report(args, change)
+        say_change(args, change)
     return 0
 
 
@@ -236,62 +236,3 @@ def _to_remove(args: BankRemoveArgs, bank: MemoryBank) -> list[Entry]:
     k = len(bank) if args.k is None else min(args.k, len(bank))
     hits = find.nearest(bank, k, args.source, "exact", at_least=least)
     return [hit.entry for hit in hits]
-
-
-# -- whole banks ---------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class BankMergeArgs:
-    """Arguments of `tinyalign bank merge`."""
-
-    banks: list[str] = field(metadata=POSITIONAL)
-    """The folders of the banks, in order."""
-    out: str
-    """Folder of the new bank."""
-    keep: Literal["error", "first"] = "error"
-    """Of entries with the same id: "error" stops, "first" keeps that of the first bank."""
-    json: bool = False
-    """Print the report as JSON."""
-
-
-def bank_merge(args: BankMergeArgs) -> int:
-    """One new bank of the entries of several, which must be made by the same models.
-
-    Keys and values are copied as they are; the banks themselves stay as they were.
-    """
-    from tinyalign.memory.changes import merge_banks
-
-    change = merge_banks(args.banks, args.out, keep=args.keep)
-    _report(args, change)
-    if change.skipped and not args.json:
-        say(f"left out: {len(change.skipped)} whose ids are in an earlier bank")
-    return 0
-
-
-@dataclass(kw_only=True)
-class BankCompactArgs:
-    """Arguments of `tinyalign bank compact`."""
-
-    bank: str = field(metadata=POSITIONAL)
-    """The bank's folder."""
-    json: bool = False
-    """Print the report as JSON."""
-
-
-def bank_compact(args: BankCompactArgs) -> int:
-    """Free the room of removed entries. It needs room for a second copy while it runs.
-
-    Readers that have the bank open keep the view they have until they refresh.
-    """
-    from tinyalign.memory.bank import MemoryBank
-    from tinyalign.memory.editor import compact
-
-    before = MemoryBank.open(args.bank).info()
-    bank = compact(args.bank)
-    freed = before["bytes"] - bank.info()["bytes"]
-    if args.json:
-        say_json({"bank": bank.folder, "entries": len(bank), "freed_bytes": freed})
-    else:
-        say(f"{bank.folder}: {len(bank)} entries, {size(freed)} freed")
-    return 0

@@ -1,9 +1,11 @@
-"""`tinyalign bank export` and `import`: a bank as parquet, and back."""
+"""`tinyalign bank merge`, `compact`, `export` and `import`: what is done to whole banks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from tinyalign.cli.bank_changes import say_change
 from tinyalign.cli.options import POSITIONAL
 from tinyalign.cli.output import say, say_json, size
 
@@ -58,4 +60,60 @@ def bank_import(args: BankImportArgs) -> int:
         say_json({"bank": bank.folder, **bank.info()})
     else:
         say(f"{bank.folder}: {len(bank)} entries, {size(bank.info()['bytes'])}")
+    return 0
+
+
+@dataclass(kw_only=True)
+class BankMergeArgs:
+    """Arguments of `tinyalign bank merge`."""
+
+    banks: list[str] = field(metadata=POSITIONAL)
+    """The folders of the banks, in order."""
+    out: str
+    """Folder of the new bank."""
+    keep: Literal["error", "first"] = "error"
+    """Of entries with the same id: "error" stops, "first" keeps that of the first bank."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def bank_merge(args: BankMergeArgs) -> int:
+    """One new bank of the entries of several, which must be made by the same models.
+
+    Keys and values are copied as they are; the banks themselves stay as they were.
+    """
+    from tinyalign.memory.changes import merge_banks
+
+    change = merge_banks(args.banks, args.out, keep=args.keep)
+    say_change(args, change)
+    if change.skipped and not args.json:
+        say(f"left out: {len(change.skipped)} whose ids are in an earlier bank")
+    return 0
+
+
+@dataclass(kw_only=True)
+class BankCompactArgs:
+    """Arguments of `tinyalign bank compact`."""
+
+    bank: str = field(metadata=POSITIONAL)
+    """The bank's folder."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def bank_compact(args: BankCompactArgs) -> int:
+    """Free the room of removed entries. It needs room for a second copy while it runs.
+
+    Readers that have the bank open keep the view they have until they refresh.
+    """
+    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.editor import compact
+
+    before = MemoryBank.open(args.bank).info()
+    bank = compact(args.bank)
+    freed = before["bytes"] - bank.info()["bytes"]
+    if args.json:
+        say_json({"bank": bank.folder, "entries": len(bank), "freed_bytes": freed})
+    else:
+        say(f"{bank.folder}: {len(bank)} entries, {size(freed)} freed")
     return 0
