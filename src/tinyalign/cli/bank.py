@@ -217,11 +217,11 @@ class Finder:
         from tinyalign.training.parts import choose_device
 
         device = choose_device(self.device)
+        retriever = Retriever.open(bank, k, device=str(device), engine=engine, recall=recall)
         image = vision = None
         if self.image is not None:
             image = load_image(ImageRef(path=self.image))
             vision = bank_encoder(bank, self.vision, device)
-        retriever = Retriever.open(bank, k, device=str(device), engine=engine, recall=recall)
         only = list(sources) or None
         hits = retriever.search(image, self.text, vision=vision, sources=only)
         return [hit for hit in hits if hit.score >= at_least]
