@@ -85,7 +85,10 @@ def test_one_pair_is_added_replaced_and_removed(report, run, bank: Path, made: P
     assert "2 removed; 11 entries now" in out
 
 
-def test_a_search_removes_no_more_than_allowed(report, bank: Path, made: Path) -> None:
+def test_a_search_removes_no_more_than_allowed(
+    report, bank: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyalign.cli.bank.FIRST", 1)
     query = ("remove", bank, "--image", made / "p" / "7.png")
     dry = report(*query, "--at-least", 0.9999, "--dry-run")
     assert ([one["id"] for one in dry["listed"]], dry["removed"]) == (["pair-7"], 0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tinyalign.memory.retriever import Hit
 
 UNRELATED = 1e-6  # a similarity that is none
+FIRST = 64  # entries looked at before it is known how many are similar enough
 SOURCES = 10  # data sets that `info` names
 
 
@@ -204,24 +205,31 @@ class Finder:
     def nearest(
         self,
         bank: MemoryBank,
-        k: int,
+        k: int | None,
         sources: Sequence[str] = (),
         engine: Engine = "auto",
         recall: float = RECALL,
         at_least: float = float("-inf"),
     ) -> list[Hit]:
-        """The k nearest of these data sets (of all without any), similar at least so much."""
+        """The k nearest of these data sets (of all without any) that are similar at least so much.
+
+        k: None for as many as there are.
+        """
         from tinyalign.data.images import load_image
         from tinyalign.data.sample import ImageRef
         from tinyalign.memory.retriever import Retriever
         from tinyalign.training.parts import choose_device
 
         device = choose_device(self.device)
-        retriever = Retriever.open(bank, k, device=str(device), engine=engine, recall=recall)
-        image = vision = None
+        room = FIRST if k is None else k
+        retriever = Retriever.open(bank, room, device=str(device), engine=engine, recall=recall)
+        features = None
         if self.image is not None:
             image = load_image(ImageRef(path=self.image))
-            vision = bank_encoder(bank, self.vision, device)
+            features = bank_encoder(bank, self.vision, device).encode([image])[0]
         only = list(sources) or None
-        hits = retriever.search(image, self.text, vision=vision, sources=only)
+        hits = retriever.search(None, self.text, features=features, sources=only)
+        while k is None and len(hits) == room and hits[-1].score >= at_least:
+            room *= 8
+            hits = retriever.search(None, self.text, features=features, sources=only, k=room)
         return [hit for hit in hits if hit.score >= at_least]

@@ -233,6 +233,5 @@ def _to_remove(args: BankRemoveArgs, bank: MemoryBank) -> list[Entry]:
         return [found[row] for row in sorted(found)]
     find = Finder(args.image, args.text, args.vision, args.device)
     least = float("-inf") if args.at_least is None else args.at_least
-    k = len(bank) if args.k is None else min(args.k, len(bank))
-    hits = find.nearest(bank, k, args.source, "exact", at_least=least)
+    hits = find.nearest(bank, args.k, args.source, "exact", at_least=least)
     return [hit.entry for hit in hits]
