@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +18,27 @@ from tinyalign.cli import main
 WORDS = ["red", "green", "blue", "grey"]
 
 
-@pytest.fixture(autouse=True)
-def leave_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@contextmanager
+def left_alone() -> Iterator[None]:
     """The command line sets up logging and silences others for good; tests must not notice."""
     from transformers.utils import logging as theirs
 
     log = logging.getLogger("tinyalign")
     before = log.level, log.propagate, [*log.handlers], theirs.get_verbosity()
-    monkeypatch.setenv("TINYALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TINYALIGN_DEBUG", raising=False)
     with warnings.catch_warnings():
         yield
     log.level, log.propagate, log.handlers = before[:3]
     theirs.set_verbosity(before[3])
     theirs.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def leave_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Every test has a cache of its own and leaves the logs as they were."""
+    monkeypatch.setenv("TINYALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TINYALIGN_DEBUG", raising=False)
+    with left_alone():
+        yield
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.errors import BankError, DataError
 from tinyalign.memory import writer
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.builder import build_bank, dataset_hash
+from tinyalign.memory.builder import Share, build_bank, dataset_hash
 from tinyalign.memory.compressor import Compressor
 
 
@@ -43,6 +43,21 @@ def test_keys_and_values_are_those_of_the_compressor(bank, samples, vision, comp
 def test_the_same_input_gives_the_same_bytes(samples, vision, compressor, bank, tmp_path) -> None:
     build_bank(samples, vision, compressor, tmp_path, batch_size=4, vision_name="tiny")
     assert content(tmp_path) == content(bank.folder)
+
+
+def test_images_decoded_in_workers_give_the_same_bytes(
+    samples, vision, compressor, bank, tmp_path
+) -> None:
+    arguments = {"batch_size": 4, "vision_name": "tiny", "workers": 2}
+    build_bank(samples, vision, compressor, tmp_path, **arguments)
+    assert content(tmp_path) == content(bank.folder)
+
+
+def test_a_picture_is_encoded_once_in_a_batch(samples, vision, compressor, tmp_path) -> None:
+    counting = KillerEncoder(vision, 9)
+    built = build_bank(samples, counting, compressor, tmp_path, batch_size=12).bank
+    assert counting.encoded == 9  # of twelve samples
+    assert (built.keys[9] == built.keys[0]).all()  # same picture, same instruction
 
 
 def test_answers_reach_values_but_never_keys(samples, vision, compressor, bank, tmp_path) -> None:
@@ -160,6 +175,29 @@ def test_features_that_are_not_numbers_cost_one_sample(
     result = build_bank(samples, vision, compressor, tmp_path, features=cache)
     assert [name for name, _ in result.skipped] == ["s5"]
     assert len(result.bank) == 11
+
+
+@pytest.mark.usefixtures("no_checkpoint_luck")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_build_lists_what_it_skipped_before(
+    workers, mixed, vision, compressor, tmp_path
+) -> None:
+    arguments = {"batch_size": 2, "workers": workers}
+    whole = build_bank(mixed, vision, compressor, tmp_path / "whole", **arguments)
+    with pytest.raises(Killed):
+        build_bank(mixed, KillerEncoder(vision, 1), compressor, tmp_path / "bank", **arguments)
+    again = build_bank(mixed, vision, compressor, tmp_path / "bank", **arguments)
+    assert again.skipped == whole.skipped
+    assert len(again.skipped) == 4
+    assert content(tmp_path / "bank") == content(tmp_path / "whole")
+
+
+def test_shares_are_whole_batches_and_leave_nothing_out() -> None:
+    for total in (0, 1, 7, 64, 1000):
+        for count in (1, 2, 3, 8):
+            rows = [Share(index, count).rows(total, 8) for index in range(count)]
+            assert [row for one in rows for row in one] == list(range(total))
+            assert all(one.start % 8 == 0 for one in rows if one)
 
 
 def test_a_bank_of_nothing_is_refused(mixed, vision, compressor, tmp_path) -> None:

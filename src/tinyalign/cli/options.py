@@ -1,6 +1,7 @@
 """Argument dataclasses to command-line options: one field, one option, its docstring the help.
 
-Types, choices and defaults are checked and shown by jsonargparse.
+Types, choices and defaults are checked and shown by jsonargparse. An option for a list of texts
+is given once for each of them.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ def add_options(parser: ArgumentParser, cls: Any) -> None:
         required, name = _required(each), _destination(each)
         settings: dict[str, Any] = {"help": docs[each.name].replace("%", "%%")}
         if not required:
-            settings["default"] = each.default
-        if each.metadata == POSITIONAL:
+            settings["default"] = _default(each)
+        if hints[each.name] == list[str]:
+            many: dict[str, Any] = {"nargs": "+"} if _positional(each) else {"action": "append"}
+            parser.add_argument(name if _positional(each) else _flag(name), **settings, **many)
+        elif _positional(each):
             settings |= {"type": hints[each.name]} | ({} if required else {"nargs": "?"})
             parser.add_argument(name, **settings)
         elif hints[each.name] is bool:
@@ -104,9 +108,13 @@ def repeated(args: Any, names: Sequence[str]) -> str:
 def usage(prog: str, cls: Any) -> str:
     """One line: what must be given; the options are listed below it anyway."""
     words = [prog]
-    for each in sorted(fields(cls), key=lambda each: each.metadata == POSITIONAL):
+
+    def place(each: Field[Any]) -> tuple[bool, bool]:
+        return _positional(each), not _required(each)
+
+    for each in sorted(fields(cls), key=place):
         name, required = _destination(each), _required(each)
-        if each.metadata == POSITIONAL:
+        if _positional(each):
             words.append(name.upper() if required else f"[{name.upper()}]")
         elif required:
             words.append(f"{_flag(name)} {name.upper()}")
@@ -131,6 +139,14 @@ def field_docs(cls: Any) -> dict[str, str]:
 
 def _required(each: Field[Any]) -> bool:
     return each.default is MISSING and each.default_factory is MISSING
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _positional(each: Field[Any]) -> bool:
+    return bool(each.metadata.get("positional"))
 
 
 def _flag(name: str) -> str:

@@ -319,7 +319,7 @@ class MemoryBank:
             "removed": len(self.removed),
             "rows": self.rows,
             "segments": len(self.manifest.segments),
-            "sources": self.entries.sources(),
+            "sources": self.entries.source_counts(self.removed),
             "hash": self.hash,
             "bytes": sum(sizes.values()),
             "compressor_bytes": sum(size for name, size in sizes.items() if name in files),

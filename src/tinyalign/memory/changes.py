@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from tinyalign.data.sample import Sample
-from tinyalign.errors import BankError, first_few
+from tinyalign.errors import BankError, ConfigError, first_few
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
 from tinyalign.memory.builder import survey
 from tinyalign.memory.compressor import Compressor
 from tinyalign.memory.editor import BankEditor
-from tinyalign.memory.lock import WriteLock
+from tinyalign.memory.entries import Entry
+from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
 from tinyalign.memory.maker import Batches, FeatureRows, Maker
+from tinyalign.memory.manifest import Manifest
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.memory.writer import BankWriter, finish_commit
 
@@ -40,6 +45,9 @@ class Change:
     """Ids of the samples left out, and why."""
 
 
+# -- adding and updating -----------------------------------------------------------------------
+
+
 def add_samples(
     folder: str | Path,
     samples: Sequence[Sample],
@@ -53,26 +61,26 @@ def add_samples(
 ) -> Change:
     """Remember more pairs, in one commit; with the bank's own Perceiver and key function.
 
-    update: a sample whose id is in the bank replaces that entry; otherwise it is left out.
-    features, workers, strict: as in `build_bank`. Readers see the new entries when they open the
-    bank or `refresh`. Raises BankError for another vision encoder than the bank's, if another
-    process is writing, and if nothing could be stored; the bank then stays as it is.
+    update: a sample whose id is in the bank replaces that entry, once it could be made; without
+    it such a sample is left out. features, workers, strict: as in `build_bank`. Readers see the
+    new entries when they open the bank or `refresh`. Raises BankError for another vision encoder
+    than the bank's, if another process is writing, and if nothing could be stored; the bank then
+    stays as it is.
     """
     with BankEditor(folder) as editor:
         check_encoder(editor.bank, vision.hash)
-        maker = Maker(vision, Compressor.load(editor.bank.compressor_folder), strict)
-        there = _ids_there(editor, samples)
-        removed = 0
-        if update:
-            removed = editor.remove(_rows_by_id(editor.bank, there.values()))
-        refused = {} if update else there
+        compressor = Compressor.load(editor.bank.compressor_folder).to(vision.device)
+        maker = Maker(vision, compressor, strict)
+        there = _rows_there(editor.bank, {sample.id for sample in samples})
+        refused = {i: one.id for i, one in enumerate(samples) if one.id in there and not update}
         batches = Batches(
             samples, range(len(samples)), batch_size, survey(samples).repeated, workers, features,
             there=refused,
         )  # fmt: skip
+        sink = _Replacing(editor, there)
         with progress("Adding memories", len(samples)) as advance:
             for batch in batches.starting_at(0):
-                maker.store(batch, editor)
+                maker.store(batch, sink)
                 advance(len(batch))
         added, skipped = len(editor.added), tuple(editor.skipped)
         if not added:
@@ -80,24 +88,61 @@ def add_samples(
                 f"{folder}: none of {len(samples)} samples could be added: "
                 f"{first_few(reason for _, reason in skipped) or 'there are none'}"
             )
-        bank = editor.commit(f"updated {added}" if update else f"added {added}")
-    for _, reason in skipped[:5]:
-        logger.warning("left out: %s", reason)
-    return Change(bank, added, removed, skipped)
+        bank = editor.commit("update" if update else "add")
+    if skipped:
+        listed = first_few(reason for _, reason in skipped)
+        logger.warning("bank: %d of %d left out: %s", len(skipped), len(samples), listed)
+    return Change(bank, added, sink.removed, skipped)
 
 
-def _ids_there(editor: BankEditor, samples: Sequence[Sample]) -> dict[int, str]:
-    """Samples (by index) whose id the bank has already."""
-    live = set(editor.bank.live.tolist())
-    rows = editor.bank.entries.rows_with("id", (sample.id for sample in samples))
-    known = {entry.id for row, entry in editor.bank.entries.at(rows).items() if row in live}
-    return {index: one.id for index, one in enumerate(samples) if one.id in known}
+class _Replacing:
+    """Hands entries to an editor; what the bank has under the same id goes in the same commit."""
+
+    def __init__(self, editor: BankEditor, there: Mapping[str, list[int]]) -> None:
+        self.editor, self.there, self.removed = editor, there, 0
+
+    def append(self, keys: Tensor, values: Tensor, entries: Sequence[Entry]) -> None:
+        """See `BankEditor.append`."""
+        old = [row for entry in entries for row in self.there.get(entry.id, ())]
+        self.removed += self.editor.remove(old)
+        self.editor.append(keys, values, entries)
+
+    def skip(self, sample_id: str, reason: str) -> None:
+        """See `BankEditor.skip`."""
+        self.editor.skip(sample_id, reason)
 
 
-def _rows_by_id(bank: MemoryBank, ids: Iterable[str]) -> list[int]:
-    """Rows in the bank of these ids."""
-    rows = np.asarray(bank.entries.rows_with("id", ids), dtype=np.int64)
-    return np.setdiff1d(rows, bank.removed).tolist()
+def _rows_there(bank: MemoryBank, ids: Iterable[str]) -> dict[str, list[int]]:
+    """Those of the ids that the bank has, and their rows."""
+    rows = np.setdiff1d(np.asarray(bank.entries.rows_with("id", ids), np.int64), bank.removed)
+    found: dict[str, list[int]] = {}
+    for row, entry in bank.entries.at(rows.tolist()).items():
+        found.setdefault(entry.id, []).append(row)
+    return found
+
+
+# -- removing ----------------------------------------------------------------------------------
+
+
+def find_rows(bank: MemoryBank, ids: Iterable[str] = (), sources: Iterable[str] = ()) -> list[int]:
+    """Rows in the bank of entries with these ids, or from these data sets, sorted.
+
+    Raises BankError naming the ids and data sets that it does not have.
+    """
+    names, sources = sorted(set(ids)), sorted(set(sources))
+    there = _rows_there(bank, names)
+    if missing := [name for name in names if name not in there]:
+        raise BankError(f"{bank.folder}: no entry with the id {first_few(missing)}")
+    rows = [row for one in there.values() for row in one]
+    if sources:
+        known = bank.entries.source_counts(bank.removed)
+        if unknown := [name for name in sources if name not in known]:
+            raise BankError(
+                f"{bank.folder}: no entry came from {first_few(unknown)}; its sources are "
+                f"{first_few(known) or 'none'}"
+            )
+        rows += bank.rows_from(sources).tolist()
+    return sorted(set(rows))
 
 
 def remove_entries(
@@ -112,20 +157,13 @@ def remove_entries(
     They are gone from the next search of every reader at once; `compact` frees their room.
     Raises BankError for an id, source or row that is not there, and removes nothing then.
     """
-    names, sources = sorted(set(ids)), sorted(set(sources))
     with BankEditor(folder) as editor:
-        bank = editor.bank
-        wanted = _rows_by_id(bank, names)
-        known = {entry.id for entry in bank.entries.at(wanted).values()}
-        if missing := [name for name in names if name not in known]:
-            raise BankError(
-                f"{folder}: not in this bank: {first_few(missing)}; nothing was removed"
-            )
-        if sources:
-            wanted += bank.rows_from(sources).tolist()
-        count = editor.remove([*wanted, *rows])
-        bank = editor.commit(f"removed {count}")
+        count = editor.remove([*find_rows(editor.bank, ids, sources), *rows])
+        bank = editor.commit("remove")
     return Change(bank, removed=count)
+
+
+# -- merging -----------------------------------------------------------------------------------
 
 
 def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "error") -> Change:
@@ -135,37 +173,65 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "
     have, "first" takes it from the first of them. Raises BankError naming what differs.
     """
     if keep not in ("error", "first"):
-        raise BankError(f"keep is {keep!r}; expected error or first")
+        raise ConfigError(f"keep is {keep!r}; expected error or first")
     banks = [MemoryBank.open(folder) for folder in folders]
     if not banks:
-        raise BankError("no banks to merge were given")
+        raise ConfigError("no banks to merge were given")
     for bank in banks[1:]:
         _check_alike(banks[0], bank)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with WriteLock(out):
-        return _merge(banks, Path(out), keep)
-
-
-def _merge(banks: Sequence[MemoryBank], out: Path, keep: str) -> Change:
-    base, hashes = banks[0].manifest, [bank.hash for bank in banks]
-    if finish_commit(out):
-        raise BankError(f"{out}: holds a bank already; choose another folder")
-    writer = BankWriter(out, hash_json([hashes, keep]), base.key_coding, base.value_coding)
-    writer.restart()
+    hashes = [bank.hash for bank in banks]
+    manifest = replace(
+        banks[0].manifest, dataset_hash=hash_json(hashes), build={"merged": hashes}, segments=(),
+        compressor={}, generation=1, commit=1, removed=0,
+    )  # fmt: skip
     skipped: list[tuple[str, str]] = []
-    try:
+    with new_bank(out, hash_json([hashes, keep]), manifest) as writer:
         with progress("Merging", sum(len(bank) for bank in banks)) as advance:
             for bank in banks:
                 skipped += _copy(bank, writer, keep, advance)
+        if not writer.progress.count:
+            raise BankError(f"{banks[0].folder}: no entries in any of the banks to merge")
         Compressor.load(banks[0].compressor_folder).save(writer.building / COMPRESSOR)
-        manifest = replace(
-            base, dataset_hash=hash_json(hashes), build={"merged": hashes}, segments=(),
-            compressor={}, generation=1, commit=1, removed=0,
-        )  # fmt: skip
         merged = writer.commit(manifest)
-    finally:
-        writer.close()
     return Change(merged, len(merged), 0, tuple(skipped))
+
+
+@contextmanager
+def new_bank(out: str | Path, fingerprint: str, manifest: Manifest) -> Iterator[BankWriter]:
+    """A writer for a bank that is made in one go; on failure nothing of it stays behind.
+
+    fingerprint: hash of what decides its bytes. manifest: says how keys and values are coded.
+    Raises BankError for a folder that has a bank or an unfinished build of another kind.
+    """
+    folder = Path(out)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        with WriteLock(folder):
+            if finish_commit(folder):
+                raise BankError(f"{folder}: holds a bank already; choose another folder")
+            yield from _fresh_writer(folder, fingerprint, manifest)
+    except BaseException:
+        if made:
+            with suppress(OSError):  # something else is in it by now
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        raise
+
+
+def _fresh_writer(folder: Path, fingerprint: str, manifest: Manifest) -> Iterator[BankWriter]:
+    writer = BankWriter(folder, fingerprint, manifest.key_coding, manifest.value_coding)
+    writer.restart()
+    try:
+        yield writer
+    except BaseException:
+        writer.close()
+        shutil.rmtree(writer.building, ignore_errors=True)
+        raise
+    writer.close()
 
 
 def _copy(

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
@@ -210,6 +211,15 @@ class Entries:
         """The data sets that entries came from, sorted; removed entries count too."""
         sql = "SELECT DISTINCT source FROM entries"
         return sorted({value for segment in self.segments for (value,) in segment.query(sql)})
+
+    def source_counts(self, removed: Iterable[int] = ()) -> dict[str, int]:
+        """How many entries came from each data set, by name; `removed` rows do not count."""
+        sql = "SELECT source, COUNT(*) FROM entries GROUP BY source"
+        counts = Counter[str]()
+        for segment in self.segments:
+            counts.update(dict(segment.query(sql)))
+        counts.subtract(entry.source for entry in self.at(removed).values())
+        return {name: counts[name] for name in sorted(counts) if counts[name] > 0}
 
     def removed(self) -> np.ndarray:
         """Rows that were removed (int64, sorted)."""

@@ -110,6 +110,16 @@ def prepared(sample: Sample) -> Prepared:
     return Prepared(sample, image, pixel_hash(image))
 
 
+def encode(batch: Sequence[Prepared], vision: VisionEncoder) -> Tensor:
+    """Features (B, n, D) of a batch, as they are known already, or each picture encoded once."""
+    if all(one.features is not None for one in batch):
+        return torch.stack([one.features for one in batch])
+    pictures = {one.image_hash: one.image for one in batch}
+    place = {name: index for index, name in enumerate(pictures)}
+    encoded = vision.encode(list(pictures.values()))
+    return encoded[[place[one.image_hash] for one in batch]]
+
+
 class Maker:
     """Turns decoded samples into keys and values, and hands them to a writer."""
 
@@ -135,10 +145,7 @@ class Maker:
 
     def _append(self, batch: list[Prepared], writer: EntrySink) -> None:
         images = [one.image for one in batch]
-        if all(one.features is not None for one in batch):
-            encoded: Tensor = torch.stack([one.features for one in batch])
-        else:
-            encoded = self.vision.encode(images)
+        encoded = encode(batch, self.vision)
         texts = [one.sample.text for one in batch]
         instructions = [one.sample.instruction for one in batch]
         keys = self.compressor.entry_keys(encoded, instructions, texts).cpu()

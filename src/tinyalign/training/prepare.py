@@ -16,6 +16,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
+from tinyalign.memory.audit import audit
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import Share, build_bank, dataset_hash
 from tinyalign.memory.compressor import Compressor
@@ -129,6 +130,9 @@ class MemoryPreparer:
         entries with the same image are excluded then.
         """
         table = self._search(bank, samples, features, held_out)
+        if held_out:
+            found = audit(bank, [sample.id for sample in samples], features.image_hashes())
+            logger.info("held-out data in the bank: %s", found.summary())
         seed = self.memory.seed + int(held_out)
         if self.memory.control == "random_neighbours":
             return table.random(seed)

@@ -66,3 +66,19 @@ class Subset(Sequence[Sample]):
         if isinstance(index, slice):
             return [self.samples[i] for i in self.indices[index]]
         return self.samples[self.indices[index]]
+
+
+class Renamed(Sequence[Sample]):
+    """Another data set's samples, said to come from `source`."""
+
+    def __init__(self, samples: Sequence[Sample], source: str) -> None:
+        self.samples, self.source = samples, source
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        found = self.samples[index]
+        if isinstance(index, slice):
+            return [replace(one, source=self.source) for one in found]
+        return replace(found, source=self.source)
