@@ -36,6 +36,7 @@ VERBS = {
     "compress train": Verb("memory", "compress_train", "train the Perceiver that makes memories"),
     "bank build": Verb("memory", "bank_build", "turn pairs into a memory bank"),
     "bank info": Verb("memory", "bank_info", "what a bank was made of, and whether it is whole"),
+    "bank push": Verb("push", "bank_push", "bring a Milvus collection to what a bank is now"),
     "bank search": Verb("memory", "bank_search", "find memories by image, by text, or by both"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),

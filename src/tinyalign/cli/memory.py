@@ -203,10 +203,10 @@ class BankInfoArgs:
 
 def bank_info(args: BankInfoArgs) -> int:
     """What a bank was made of and by, and how large it is."""
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.opening import open_bank
     from tinyalign.serving.load import find_bank
 
-    bank = MemoryBank.open(find_bank(args.bank))
+    bank = open_bank(find_bank(args.bank)).bank
     if args.verify:
         bank.verify()
     if args.json:
@@ -240,7 +240,7 @@ class BankSearchArgs:
     """Arguments of `tinyalign bank search`."""
 
     bank: str = field(metadata=POSITIONAL)
-    """The bank's folder, or the folder of a run that used it."""
+    """The bank's folder, the folder of a run that used it, or its Milvus URI."""
     image: str | None = None
     """An image to search by."""
     text: str | None = None
@@ -259,7 +259,7 @@ def bank_search(args: BankSearchArgs) -> int:
     """The memories nearest to an image, an instruction, or both, as a model's query finds them."""
     from tinyalign.data.images import load_image
     from tinyalign.data.sample import ImageRef
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.opening import open_bank
     from tinyalign.memory.retriever import Retriever
     from tinyalign.serving.load import find_bank
     from tinyalign.training.parts import choose_device
@@ -269,12 +269,13 @@ def bank_search(args: BankSearchArgs) -> int:
     if args.k < 1:
         raise ConfigError(f"--k must be at least 1, found {args.k}")
     device = choose_device(args.device)
-    bank = MemoryBank.open(find_bank(args.bank))
+    opened = open_bank(find_bank(args.bank))
+    bank = opened.bank
     image = vision = None
     if args.image is not None:
         image = load_image(ImageRef(path=args.image))
         vision = _encoder(_vision_of(bank, args.vision), device)
-    retriever = Retriever.open(bank, args.k, device=str(device))
+    retriever = Retriever.open(bank, args.k, device=str(device), index=opened.index)
     hits = retriever.search(image, args.text, vision=vision)
     if args.json:
         found = [{"score": h.score, "row": h.row, **asdict(h.entry)} for h in hits]
