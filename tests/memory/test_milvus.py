@@ -351,7 +351,7 @@ def test_the_command_line_pushes_and_searches(folder, place, capsys) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named_soon(bank, monkeypatch) -> None:
-    monkeypatch.setattr(collections, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(collections, "CONNECT_SECONDS", 1)
     uri = "milvus://127.0.0.1:9/memories"
     with pytest.raises(BankError, match=r"milvus://127\.0\.0\.1:9/memories.*is the server up"):
         MilvusIndex.open(f"{uri}?values={bank.folder}")
@@ -372,6 +372,12 @@ def test_a_missing_package_is_named_with_its_extra(place, bank, monkeypatch) -> 
 def test_a_missing_collection_says_how_to_make_one(bank, place) -> None:
     with pytest.raises(BankError, match=r"there is no collection.*bank push"):
         MilvusIndex.open(str(place.with_values(bank.folder)))
+
+
+def test_a_missing_file_is_not_made_by_looking_for_it(tmp_path) -> None:
+    with pytest.raises(BankError, match="no file"):
+        MilvusIndex.open(f"milvus+lite:{tmp_path}/none.db/c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_collection_of_somebody_else_is_left_alone(bank, place) -> None:

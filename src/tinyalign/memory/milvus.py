@@ -51,6 +51,8 @@ class MilvusIndex:
         server cannot be reached, the collection or the folder is missing, or they differ.
         """
         address = MilvusAddress.parse(uri)
+        if address.embedded and not Path(address.server).exists():  # connecting would make it
+            raise BankError(f"{address}: no file {address.server}; `tinyalign bank push` makes it")
         collection = MilvusCollection(address)
         folder = address.values
         if folder is None:

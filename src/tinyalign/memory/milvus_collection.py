@@ -25,7 +25,7 @@ RECORD = "tinyalign.bank"  # the collection's property that names its bank
 RECORD_VERSION = 1
 MOST = 16_384  # results that one request may ask of Milvus
 MOST_BYTES = 65_535  # of a text field
-CONNECT_SECONDS, CALL_SECONDS = 5.0, 120.0
+CONNECT_SECONDS, CALL_SECONDS = 5, 120  # whole: pymilvus ignores fractions in places
 FIELDS = ("id", "source", "image_hash", "text", "instruction")
 KEY, ROW = "key", "row"
 HNSW = {"M": 32, "efConstruction": 200}
@@ -282,7 +282,8 @@ def _pymilvus(address: MilvusAddress) -> Any:
         ) from error
     if address.embedded and not Path(address.server).resolve().parent.is_dir():
         raise ConfigError(f"{address}: no folder {Path(address.server).resolve().parent}")
-    for name in ("pymilvus", "milvus_lite"):  # what goes wrong is raised, and said once
+    noisy = ("pymilvus", "milvus_lite", "grpc._server")  # what goes wrong is raised, and said once
+    for name in noisy if address.embedded else noisy[:1]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
