@@ -14,7 +14,6 @@ from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import build_bank
 from tinyalign.memory.changes import add_samples, find_rows, merge_banks, remove_entries
-
 from tinyalign.memory.writer import BankWriter
 
 from .conftest import make_sample

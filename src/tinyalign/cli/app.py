@@ -47,6 +47,7 @@ VERBS = {
     "bank audit": Verb("bank_audit", "bank_audit", "what a bank knows of evaluation data"),
     "bank export": Verb("bank_files", "bank_export", "a bank as parquet"),
     "bank import": Verb("bank_files", "bank_import", "a bank from parquet"),
+    "bank push": Verb("push", "bank_push", "bring a Milvus collection to what a bank is now"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
     "compare": Verb("compare", "compare", "two judged runs, paired: difference, interval, flips"),

@@ -18,8 +18,8 @@ class AskArgs:
     model: str
     """A model's folder, or a run folder."""
     bank: str | None = None
-    """A memory bank, or a run folder, whose bank is taken; without it the model answers without
-    memory."""
+    """A memory bank's folder or Milvus URI, or a run folder, whose bank is taken; without it the
+    model answers without memory."""
     image: str
     """The image asked about."""
     show_memories: bool = False

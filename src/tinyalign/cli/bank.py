@@ -12,7 +12,7 @@ from tinyalign.cli.options import POSITIONAL
 from tinyalign.cli.output import columns, facts, say, say_json, say_table, size
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.log import logger
-from tinyalign.memory.index import RECALL, Engine
+from tinyalign.memory.index import RECALL, Engine, Index
 
 if TYPE_CHECKING:
     from tinyalign.memory.bank import MemoryBank
@@ -43,10 +43,10 @@ class BankInfoArgs(BankArgs):
 
 def bank_info(args: BankInfoArgs) -> int:
     """What a bank was made of and by, how large it is, and what its coding loses."""
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.opening import open_bank
     from tinyalign.serving.load import find_bank
 
-    bank = MemoryBank.open(find_bank(args.bank))
+    bank = open_bank(find_bank(args.bank)).bank
     if args.verify:
         bank.verify()
     if args.json:
@@ -141,6 +141,8 @@ def bank_log(args: BankLogArgs) -> int:
 class BankSearchArgs(BankArgs):
     """Arguments of `tinyalign bank search`."""
 
+    bank: str = field(metadata=POSITIONAL)
+    """The bank's folder, the folder of a run that used it, or its Milvus URI."""
     image: str | None = None
     """An image to search by."""
     text: str | None = None
@@ -161,14 +163,15 @@ class BankSearchArgs(BankArgs):
 
 def bank_search(args: BankSearchArgs) -> int:
     """The memories nearest to an image, an instruction, or both, as a model's query finds them."""
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.opening import open_bank
     from tinyalign.serving.load import find_bank
 
     if args.k < 1:
         raise ConfigError(f"--k must be at least 1, found {args.k}")
     find = Finder(args.image, args.text, args.vision, args.device)
-    bank = MemoryBank.open(find_bank(args.bank))
-    hits = find.nearest(bank, args.k, args.source, args.engine, args.recall)
+    opened = open_bank(find_bank(args.bank))
+    bank = opened.bank
+    hits = find.nearest(bank, args.k, args.source, args.engine, args.recall, index=opened.index)
     if args.json:
         found = [{"score": h.score, "row": h.row, **asdict(h.entry)} for h in hits]
         say_json({"bank": bank.folder, "k": args.k, "found": found})
@@ -210,10 +213,11 @@ class Finder:
         engine: Engine = "auto",
         recall: float = RECALL,
         at_least: float = float("-inf"),
+        index: Index | None = None,
     ) -> list[Hit]:
         """The k nearest of these data sets (of all without any) that are similar at least so much.
 
-        k: None for as many as there are.
+        k: None for as many as there are. index: what to search instead of the bank's own keys.
         """
         from tinyalign.data.images import load_image
         from tinyalign.data.sample import ImageRef
@@ -222,7 +226,9 @@ class Finder:
 
         device = choose_device(self.device)
         room = FIRST if k is None else k
-        retriever = Retriever.open(bank, room, device=str(device), engine=engine, recall=recall)
+        retriever = Retriever.open(
+            bank, room, device=str(device), engine=engine, recall=recall, index=index
+        )
         features = None
         if self.image is not None:
             image = load_image(ImageRef(path=self.image))

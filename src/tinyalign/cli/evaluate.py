@@ -22,8 +22,8 @@ class EvaluateArgs(DataOptions):
     model: str
     """A model's folder, or a run folder."""
     bank: str | None = None
-    """A memory bank, or a run folder, whose bank is taken; without it the model runs without
-    memory."""
+    """A memory bank's folder or Milvus URI, or a run folder, whose bank is taken; without it the
+    model runs without memory."""
     task: Literal["caption", "vqa", "easy_vqa"]
     """What to measure: loss, CIDEr and BLEU-4 of captions, or loss and accuracy of answers."""
     out: str

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyalign.errors import BankError
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.opening import open_bank
 from tinyalign.memory.retriever import Retriever, check_encoder
 from tinyalign.model.vision import VisionEncoder
 
@@ -16,15 +17,22 @@ def attach_memory(
 ) -> Retriever:
     """Open a bank and set it as the model's retriever; the processor then makes room for it.
 
+    bank_dir: a bank's folder, or the Milvus URI of one.
+
     k is by default the model's own; it may be smaller, never larger. The model's encoder and
     the Perceiver it was trained with must be those of the bank. Raises BankError saying which
     of the two differs, or that the model has no memory connector.
     """
-    bank = MemoryBank.open(bank_dir)
+    opened = open_bank(bank_dir)
+    bank = opened.bank
     check_model(model, processor, bank, k)
     slots = model.config.memory_k
     retriever = Retriever.open(
-        bank, slots if k is None else k, slots=slots, device=str(model.device)
+        bank,
+        slots if k is None else k,
+        slots=slots,
+        device=str(model.device),
+        index=opened.index,
     )
     model.retriever = retriever
     processor.memory_enabled = True

@@ -198,6 +198,13 @@ class MemoryBank:
 
         Raises BankError naming the sources there are, for one that is not among them.
         """
+        rows = np.asarray(
+            self.entries.rows_with("source", self.known_sources(sources)), dtype=np.int64
+        )
+        return np.setdiff1d(rows, self.removed, assume_unique=True)
+
+    def known_sources(self, sources: Iterable[str]) -> list[str]:
+        """These data sets, sorted; raises BankError as `rows_from` does."""
         wanted, known = sorted(set(sources)), self.entries.sources()
         unknown = [name for name in wanted if name not in known]
         if unknown:
@@ -205,8 +212,7 @@ class MemoryBank:
                 f"{self.folder}: no entry came from {', '.join(unknown)}; "
                 f"its sources are {', '.join(known) or 'none'}"
             )
-        rows = np.asarray(self.entries.rows_with("source", wanted), dtype=np.int64)
-        return np.setdiff1d(rows, self.removed, assume_unique=True)
+        return wanted
 
     # -- values -------------------------------------------------------------------------------
 

@@ -37,6 +37,20 @@ class Searcher(Protocol):
         """See `ExactSearch.topk`."""
 
 
+class Index(Protocol):
+    """What a retriever searches a bank with: `KeyIndex` here, `MilvusIndex` on a server."""
+
+    def topk(
+        self,
+        queries: Tensor,
+        k: int,
+        exclude: Sequence[Sequence[int]] | None = None,
+        only: np.ndarray | None = None,
+        sources: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `KeyIndex.topk`."""
+
+
 class KeyIndex:
     """Searches the keys of a bank, whichever way suits its size."""
 
@@ -70,13 +84,18 @@ class KeyIndex:
         k: int,
         exclude: Sequence[Sequence[int]] | None = None,
         only: np.ndarray | None = None,
+        sources: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The k rows with the largest inner product, for each query; see `ExactSearch.topk`.
 
         exclude[b]: rows that query b must not get. only: the rows that any query may get
-        (int64); such a search is always exact.
+        (int64), sources: the data sets that they must come from; a search with one of these is
+        always exact.
         """
         hidden = self.bank.removed
+        if sources is not None:
+            rows = self.bank.rows_from(sources)
+            only = rows if only is None else np.intersect1d(rows, only)
         if only is not None:
             allowed = np.zeros(self.bank.rows, dtype=bool)
             allowed[only] = True

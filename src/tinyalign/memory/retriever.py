@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +14,7 @@ from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import AnyKeyFunction, Compressor
 from tinyalign.memory.entries import Entry
-from tinyalign.memory.index import RECALL, Engine, KeyIndex
+from tinyalign.memory.index import RECALL, Engine, Index, KeyIndex
 from tinyalign.model.protocols import MemoryBatch
 
 if TYPE_CHECKING:
@@ -59,10 +58,12 @@ class Retriever:
         device: str | torch.device = "cpu",
         engine: Engine = "auto",
         recall: float = RECALL,
+        index: Index | None = None,
     ) -> None:
         """The compressor's key function must be the bank's; raises BankError otherwise.
 
         With a `device` the keys are held and searched there. engine, recall: see `KeyIndex`.
+        index: searches the bank in its place.
         """
         if k < 0:
             raise ConfigError(f"k must be 0 or more, found {k}")
@@ -79,7 +80,7 @@ class Retriever:
         self.compressor = compressor
         self.k = k
         self.slots = slots
-        self.index = KeyIndex(bank, device, engine=engine, recall=recall)
+        self.index: Index = index or KeyIndex(bank, device, engine=engine, recall=recall)
 
     @classmethod
     def open(
@@ -91,6 +92,7 @@ class Retriever:
         device: str = "cpu",
         engine: Engine = "auto",
         recall: float = RECALL,
+        index: Index | None = None,
     ) -> Retriever:
         """A retriever with the compressor that lies in the bank's own folder."""
         compressor = Compressor.load(bank.compressor_folder)
@@ -99,7 +101,10 @@ class Retriever:
                 f"{bank.compressor_folder}: this Perceiver (hash {compressor.hash}) did not make "
                 f"the bank's values (hash {bank.manifest.compressor_hash}); it was replaced"
             )
-        return cls(bank, compressor, k, slots=slots, device=device, engine=engine, recall=recall)
+        return cls(
+            bank, compressor, k,
+            slots=slots, device=device, engine=engine, recall=recall, index=index,
+        )  # fmt: skip
 
     def refresh(self) -> bool:
         """Search what was added to the bank since it was opened; returns whether it changed."""
@@ -162,8 +167,8 @@ class Retriever:
         ids = None if text is None else self.compressor.query_ids([text])
         queries = self.key_function.keys(None if features is None else features[None], ids)
         k = self.k if k is None else k
-        only = None if sources is None else self.bank.rows_from(sources)
-        indices, scores = self._search(queries, k, None if exclude is None else [exclude], only)
+        one = None if exclude is None else [exclude]
+        indices, scores = self._search(queries, k, one, sources)
         rows = [row for row in indices[0].tolist() if row >= 0]
         entries = self.bank.entries.at(rows)
         return [Hit(row, score, entries[row]) for row, score in zip(rows, scores[0].tolist())]
@@ -173,12 +178,12 @@ class Retriever:
         queries: Tensor,
         k: int,
         exclude: Sequence[Exclusion] | None,
-        only: np.ndarray | None = None,
+        sources: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         rows = None
         if exclude is not None:
             rows = [self.bank.rows_of(one.ids, one.image_hashes) for one in exclude]
-        return self.index.topk(queries, k, rows, only)
+        return self.index.topk(queries, k, rows, sources=sources)
 
 
 def check_encoder(bank: MemoryBank, found: str) -> None:

@@ -79,7 +79,7 @@ class ExactSearch:
         scores (B, k) fp32, both on the CPU; where fewer than k rows are left, the index is -1
         and the score 0.
         """
-        self._check(queries, k, exclude)
+        check_search(self.keys.shape[1], queries, k, exclude)
         if not k or not len(self.keys) or not len(queries):
             return nothing(len(queries), k)
         queries = queries.detach().to(self.device, torch.float32)
@@ -103,17 +103,6 @@ class ExactSearch:
             return FP32_ERROR[torch.get_float32_matmul_precision()]
         return BF16_ERROR
 
-    def _check(self, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None) -> None:
-        width = self.keys.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width:
-            raise ConfigError(
-                f"queries must be (B, {width}) like the keys, found {tuple(queries.shape)}"
-            )
-        if k < 0:
-            raise ConfigError(f"k must be 0 or more, found {k}")
-        if exclude is not None and len(exclude) != len(queries):
-            raise ConfigError(f"{len(queries)} queries but {len(exclude)} exclusion lists")
-
     def _rescored(self, queries: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return rescored(queries, self.keys, indices, k)
 
@@ -130,6 +119,20 @@ def exact_topk(
     """One search without an `ExactSearch` to keep; see `ExactSearch.topk`."""
     array = keys.numpy() if isinstance(keys, Tensor) else keys
     return ExactSearch(array, queries.device, dtype=dtype, block=block).topk(queries, k, exclude)
+
+
+def check_search(
+    width: int, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None
+) -> None:
+    """Raise ConfigError unless these can be searched for among keys of this width."""
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ConfigError(
+            f"queries must be (B, {width}) like the keys, found {tuple(queries.shape)}"
+        )
+    if k < 0:
+        raise ConfigError(f"k must be 0 or more, found {k}")
+    if exclude is not None and len(exclude) != len(queries):
+        raise ConfigError(f"{len(queries)} queries but {len(exclude)} exclusion lists")
 
 
 def rescored(queries: Tensor, keys: np.ndarray, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

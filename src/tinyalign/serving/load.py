@@ -13,6 +13,7 @@ from tinyalign.errors import BankError, ConfigError, ModelError
 from tinyalign.log import logger
 from tinyalign.memory.attach import attach_memory
 from tinyalign.memory.manifest import MANIFEST
+from tinyalign.memory.milvus_address import is_milvus
 from tinyalign.memory.retriever import Retriever
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
@@ -37,8 +38,9 @@ def load(
 ) -> Loaded:
     """Load a TinyAlign model from its folder or its run folder, and attach a bank.
 
-    bank: a bank folder, or a run folder, which knows the bank it was trained with. k: memories
-    a question, by default the model's own. device: "auto" takes a GPU where there is one.
+    bank: a bank folder, a run folder, which knows the bank it was trained with, or the Milvus
+    URI of a bank. k: memories a question, by default the model's own. device: "auto" takes a GPU
+    where there is one.
 
     Raises ConfigError where there is no model, ModelError for one that is damaged or another
     kind of model, BankError for a bank that is not the model's.
@@ -47,7 +49,7 @@ def load(
     folder = find_model(model)
     if k is not None and bank is None:
         raise ConfigError(f"k = {k} memories were asked for, but no bank to take them from")
-    if bank is not None and not Path(bank).is_dir():
+    if bank is not None and not is_milvus(bank) and not Path(bank).is_dir():
         raise BankError(f"{bank}: no such folder; name a memory bank, or a run that used one")
     loaded, processor = _from_folder(folder)
     loaded.to(where).eval()
@@ -62,8 +64,10 @@ def load(
     return Loaded(loaded, processor, retriever, folder)
 
 
-def find_bank(path: str | Path) -> Path:
-    """The folder itself, or, of a run folder, the bank that the run was trained with."""
+def find_bank(path: str | Path) -> str | Path:
+    """The folder or Milvus URI itself, or, of a run folder, the bank that it was trained with."""
+    if is_milvus(path):
+        return path
     folder, note = Path(path), Path(path) / MEMORY_NOTE
     if (folder / MANIFEST).is_file() or not note.is_file():
         return folder
