@@ -37,6 +37,7 @@ VERBS = {
     "bank build": Verb("memory", "bank_build", "turn pairs into a memory bank"),
     "bank info": Verb("memory", "bank_info", "what a bank was made of, and whether it is whole"),
     "bank search": Verb("memory", "bank_search", "find memories by image, by text, or by both"),
+    "bank browse": Verb("browse", "bank_browse", "look at a bank on a local web page"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
     "ask": Verb("ask", "ask", "ask a model about an image"),
