@@ -30,6 +30,7 @@ ASSETS = {
     "parts.js": "text/javascript; charset=utf-8",
 }
 """The only files that are served; they come with the package."""
+EVERYWHERE = ("0.0.0.0", "::")
 LARGEST_UPLOAD = 32 << 20  # bytes
 PATIENCE = 30  # seconds a connection may say nothing
 HITS = 60
@@ -66,10 +67,10 @@ class Request:
     """The parts of a request that routes look at."""
 
     def __init__(self, target: str, body: bytes = b"") -> None:
-        parts = urlsplit(target)
-        self.path = unquote(parts.path)
         self.body = body
         try:
+            parts = urlsplit(target)
+            self.path = unquote(parts.path)
             self._query = parse_qs(parts.query, errors="strict", max_num_fields=50)
         except ValueError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, f"unreadable address ({error})") from error
@@ -124,7 +125,8 @@ class BrowseServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The page's address."""
         port = self.server_address[1]
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        name = "localhost" if self.host in EVERYWHERE else self.host
+        name = f"[{name}]" if ":" in name else name
         return f"http://{name}:{port}/"
 
     def may_ask(self, host_header: str | None) -> bool:
@@ -132,7 +134,7 @@ class BrowseServer(ThreadingHTTPServer):
         name = _host_name(host_header or "")
         if name in ("localhost", self.host.lower()):
             return True
-        if self.host in ("0.0.0.0", "::") and name == socket.gethostname().lower():
+        if self.host in EVERYWHERE and name == socket.gethostname().lower():
             return True
         try:
             ipaddress.ip_address(name)  # a number cannot be rebound
