@@ -23,8 +23,6 @@ CLUSTERS = 10
 CLUSTER_DIMS = 16
 ROUNDS = 25
 SEED = 0
-COMMON = 0.5
-"""A word in more than this share of all texts names no cluster."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,18 @@ def key_map(keys: np.ndarray, live: np.ndarray, method: str = "pca") -> KeyMap:
 
 
 def cluster_names(texts: Sequence[str], clusters: np.ndarray, most: int = 3) -> list[str]:
-    """For each cluster the words that mark it: those its texts (m) hold more than all texts do."""
+    """For each cluster the words that mark it: more frequent in its texts than in all m texts.
+
+    A word's weight is p log(p / q), with p its share of the cluster's texts and q of all texts.
+    """
     held = [set(re.findall(r"[^\W\d_]{3,}", text.lower())) for text in texts]
     overall = Counter(word for words in held for word in words)
     names = []
     for cluster in range(int(clusters.max(initial=-1)) + 1):
         inside = [held[i] for i in np.flatnonzero(clusters == cluster)]
         counts = Counter(word for words in inside for word in words)
-        score = {
-            word: n / len(inside) * np.log(len(held) / overall[word])
-            for word, n in counts.items()
-            if overall[word] <= COMMON * len(held) or len(held) < 3
-        }
+        shares = {word: (n / len(inside), overall[word] / len(held)) for word, n in counts.items()}
+        score = {word: p * np.log(p / q) for word, (p, q) in shares.items() if p > q}
         best = sorted(score, key=lambda word: (-score[word], word))[:most]
         names.append(", ".join(best) or f"group {cluster + 1}")
     return names

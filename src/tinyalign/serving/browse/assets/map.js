@@ -4,6 +4,7 @@ import { ask, count, make, picture } from "./parts.js";
 const REACH = 14; // pixels from a point at which it counts as pointed at
 const MARGIN = 24;
 const FULL = 65535; // places are uint16
+const STRETCH = 1.6; // how much wider than high the map may be drawn on a wide screen
 
 const decode = (text, Kind) => {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -52,6 +53,7 @@ export class KeyMap {
   whole() {
     this.zoom = 1;
     this.middle = [0.5, 0.5]; // of the map, in units of the map
+    this._measure();
     this.draw();
   }
 
@@ -62,6 +64,7 @@ export class KeyMap {
     const ratio = this.zoom / zoom;
     this.middle = [u + (this.middle[0] - u) * ratio, v + (this.middle[1] - v) * ratio];
     this.zoom = zoom;
+    this._measure();
     this.draw();
   }
 
@@ -77,22 +80,27 @@ export class KeyMap {
 
   // -- places: the map is the unit square ------------------------------------------------------
 
-  get side() {
-    return (Math.min(this.canvas.clientWidth, this.canvas.clientHeight) - 2 * MARGIN) * this.zoom;
+  /** Remember the size of the drawn map in pixels; the loops over points read these numbers. */
+  _measure() {
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
+    const side = Math.min(this.width, this.height) - 2 * MARGIN;
+    this.across = Math.min(this.width - 2 * MARGIN, side * STRETCH) * this.zoom;
+    this.up = side * this.zoom;
   }
 
   _x(i) {
-    return this.canvas.clientWidth / 2 + (this.xy[2 * i] / FULL - this.middle[0]) * this.side;
+    return this.width / 2 + (this.xy[2 * i] / FULL - this.middle[0]) * this.across;
   }
 
   _y(i) {
-    return this.canvas.clientHeight / 2 - (this.xy[2 * i + 1] / FULL - this.middle[1]) * this.side;
+    return this.height / 2 - (this.xy[2 * i + 1] / FULL - this.middle[1]) * this.up;
   }
 
   _mapPlace(x, y) {
     return [
-      this.middle[0] + (x - this.canvas.clientWidth / 2) / this.side,
-      this.middle[1] - (y - this.canvas.clientHeight / 2) / this.side,
+      this.middle[0] + (x - this.width / 2) / this.across,
+      this.middle[1] - (y - this.height / 2) / this.up,
     ];
   }
 
@@ -124,7 +132,8 @@ export class KeyMap {
 
   _paint() {
     const { canvas } = this;
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+    this._measure();
+    const { width, height } = this;
     if (!this.data || !width) return;
     const dense = window.devicePixelRatio || 1;
     if (canvas.width !== Math.round(width * dense) || canvas.height !== Math.round(height * dense)) {
@@ -137,7 +146,7 @@ export class KeyMap {
     pen.clearRect(0, 0, width, height);
     pen.globalAlpha = 0.75;
     const crowd = Math.sqrt(this.rows.length / 1000);
-    const size = Math.max(1.6, Math.min(7, (4.5 / Math.max(1, crowd ** 0.6)) * this.zoom ** 0.35));
+    const size = Math.max(2, Math.min(7, (5.5 / Math.max(1, crowd ** 0.6)) * this.zoom ** 0.35));
     this.byGroup.forEach((points, g) => {
       if (this.hidden.has(g)) return;
       pen.fillStyle = style.getPropertyValue(`--c${g % 10}`);
@@ -220,7 +229,7 @@ export class KeyMap {
   }
 
   _placeTip(i) {
-    const { clientWidth: width, clientHeight: height } = this.canvas;
+    const { width, height } = this;
     const [x, y] = [this._x(i), this._y(i)];
     const { offsetWidth: w, offsetHeight: h } = this.tip;
     this.tip.style.left = `${Math.max(4, Math.min(x + 14, width - w - 4))}px`;
@@ -290,7 +299,7 @@ export class KeyMap {
       const spread = ([a, b]) => Math.hypot(a - other[0], b - other[1]) || 1;
       this.scale(spread([x, y]) / spread(before), other[0], other[1]);
     } else if (this.moved > 4) {
-      this.middle = [this.middle[0] - dx / this.side, this.middle[1] + dy / this.side];
+      this.middle = [this.middle[0] - dx / this.across, this.middle[1] + dy / this.up];
       this._choose(-1);
       this.draw();
     }
@@ -317,7 +326,7 @@ export class KeyMap {
     if (way) {
       const from = this.chosen;
       const [x, y] = from < 0
-        ? [this.canvas.clientWidth / 2, this.canvas.clientHeight / 2]
+        ? [this.width / 2, this.height / 2]
         : [this._x(from), this._y(from)];
       const next = this._nearest(x, y, (dx, dy) => {
         if (from < 0) return true;

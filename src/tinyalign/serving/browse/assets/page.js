@@ -10,6 +10,7 @@ let bank = null; // facts of /api/bank
 let image = null; // the picture to search by; no address can hold it
 let shown = ""; // what the sheet shows now, so that opening an entry asks nothing again
 let marks = []; // rows that the last search found
+let pointedOut = []; // the row of an entry that is to be seen on the map
 let mapped = ""; // the projection that the map shows
 let lastOpened = null;
 const scores = new Map(); // id -> similarity in the last search
@@ -54,6 +55,7 @@ async function start() {
   const keys = `${bank.key_kind} keys of ${bank.key_dim} numbers`;
   $("facts").textContent =
     `${count(bank.count, "entry", "entries")} · ${count(names.length, "source")} · ${keys}`;
+  $("source").hidden = names.length < 2;
   for (const name of names) {
     const label = `${name || "(no name)"} (${bank.sources[name].toLocaleString("en")})`;
     $("source").append(make("option", { value: name }, label));
@@ -108,11 +110,12 @@ async function showSheet(now) {
 }
 
 async function browse(page, source, order) {
-  say("Loading …");
-  const found = await ask("/api/entries", { page, source, order }, undefined, running.signal);
+  const late = setTimeout(() => say("Loading …"), 400);
+  const values = { page, source, order };
+  const found = await ask("/api/entries", values, undefined, running.signal)
+    .finally(() => clearTimeout(late));
   scores.clear();
-  marks = [];
-  keyMap.mark(marks);
+  mark([], []);
   $("heading").textContent = count(found.total, "entry", "entries") + (source ? ` from ${source}` : "");
   fill($("cards"), found.entries);
   say(found.total ? "" : "The bank is empty.");
@@ -135,8 +138,7 @@ async function search(text, source) {
   $("heading").textContent = `Nearest to ${by}` + (source ? `, from ${source}` : "");
   scores.clear();
   found.entries.forEach((entry) => scores.set(entry.id, entry.score));
-  marks = found.entries.map((entry) => entry.row);
-  keyMap.mark(marks);
+  mark(found.entries.map((entry) => entry.row), []);
   fill($("cards"), found.entries);
   say(found.unrelated
     ? "No key is anything like this search, so these are just some entries."
@@ -201,8 +203,8 @@ function detail(entry) {
   );
   $("entry-on-map").onclick = (event) => {
     event.preventDefault();
+    mark(marks, [entry.row]);
     go({ view: "map", id: "" });
-    keyMap.mark([...marks, entry.row]);
   };
 }
 
@@ -223,6 +225,11 @@ async function nearest(id) {
 
 // -- the map ------------------------------------------------------------------------------------
 
+function mark(found, one) {
+  [marks, pointedOut] = [found, one];
+  keyMap.mark([...marks, ...pointedOut]);
+}
+
 async function showMap() {
   const method = $("method").value;
   if (mapped === method) {
@@ -237,7 +244,6 @@ async function showMap() {
     const data = await ask("/api/map", { method });
     if (mapped !== method) return;
     keyMap.show(data);
-    keyMap.mark(marks);
     $("map-note").textContent = mapNote(data);
   } catch (error) {
     mapped = "";
