@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tinyalign.errors import BankError, ConfigError, DataError, ModelError, TinyAlignError
 from tinyalign.log import logger
 from tinyalign.serving.browse.pictures import SIDES, decode_upload
-from tinyalign.serving.browse.view import BankView, NotThere, Renumbered
+from tinyalign.serving.browse.view import BankView, NotThereError, RenumberedError
 
 ASSETS = {
     "page.css": "text/css; charset=utf-8",
@@ -45,7 +45,7 @@ HEADERS = {
 }
 
 
-class Refused(TinyAlignError):
+class RefusedError(TinyAlignError):
     """A request that is not answered, with the status that says why."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
@@ -73,7 +73,7 @@ class Request:
             self.path = unquote(parts.path)
             self._query = parse_qs(parts.query, errors="strict", max_num_fields=50)
         except ValueError as error:
-            raise Refused(HTTPStatus.BAD_REQUEST, f"unreadable address ({error})") from error
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"unreadable address ({error})") from error
 
     def text(self, name: str, default: str | None = None) -> str | None:
         """The last value given under a name."""
@@ -84,13 +84,13 @@ class Request:
         return [value for value in self._query.get(name, []) if value]
 
     def number(self, name: str, default: int | None = None) -> int:
-        """A value that must be a whole number; Refused if it is not, or is missing."""
+        """A value that must be a whole number; RefusedError if it is not, or is missing."""
         value = self.text(name)
         if value is None and default is not None:
             return default
         if value is None or not value.isascii() or not value.isdigit() or len(value) > 12:
             message = f"{name}: expected a whole number, found {value!r}"
-            raise Refused(HTTPStatus.BAD_REQUEST, message)
+            raise RefusedError(HTTPStatus.BAD_REQUEST, message)
         return int(value)
 
     def choice(self, name: str, among: list[str]) -> str:
@@ -98,7 +98,7 @@ class Request:
         value = self.text(name, among[0])
         if value not in among:
             message = f"{name}: expected one of {', '.join(among)}, found {value!r}"
-            raise Refused(HTTPStatus.BAD_REQUEST, message)
+            raise RefusedError(HTTPStatus.BAD_REQUEST, message)
         return str(value)
 
 
@@ -159,13 +159,13 @@ class Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = PATIENCE
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer a question."""
         self._reply(lambda: self._route(Request(self.path), ROUTES))
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer a question that comes with a picture."""
         self._reply(lambda: self._route(Request(self.path, self._body()), POSTED))
 
@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
         for known in (request.path, f"/{first}/*" if rest else ""):
             if known in routes:
                 return routes[known](self.server.view, request)
-        raise Refused(HTTPStatus.NOT_FOUND, "there is nothing at this address")
+        raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
 
     def _reply(self, make: Callable[[], Answer]) -> None:
         try:
@@ -199,19 +199,19 @@ class Handler(BaseHTTPRequestHandler):
     def _check_sender(self) -> None:
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
         if not self.server.may_ask(host):
-            raise Refused(
+            raise RefusedError(
                 HTTPStatus.FORBIDDEN,
                 f"the Host header names {host!r}, not this machine; open {self.server.url}",
             )
         if origin is not None and urlsplit(origin).netloc != host:
-            raise Refused(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are refused")
+            raise RefusedError(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are refused")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "an upload must say its length")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "an upload must say its length")
         if len(length) > 12 or int(length) > LARGEST_UPLOAD:
-            raise Refused(
+            raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"a picture may have {LARGEST_UPLOAD >> 20} MB at most; make it smaller",
             )
@@ -231,11 +231,11 @@ class Handler(BaseHTTPRequestHandler):
 
 def _explained(error: Exception) -> tuple[HTTPStatus, str]:
     """The status and the sentence for an error; what nobody foresaw goes to the log."""
-    if isinstance(error, Refused):
+    if isinstance(error, RefusedError):
         return error.status, str(error)
     kinds: list[tuple[type[Exception], HTTPStatus]] = [
-        (NotThere, HTTPStatus.NOT_FOUND),
-        (Renumbered, HTTPStatus.CONFLICT),
+        (NotThereError, HTTPStatus.NOT_FOUND),
+        (RenumberedError, HTTPStatus.CONFLICT),
         (ConfigError, HTTPStatus.BAD_REQUEST),
         (DataError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
         (BankError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -260,7 +260,7 @@ def _json(value: object) -> Answer:
 
 
 def _asset(name: str, content_type: str) -> Answer:
-    return Answer(files(__package__).joinpath("assets", name).read_bytes(), content_type)
+    return Answer(files(__package__).joinpath("assets").joinpath(name).read_bytes(), content_type)
 
 
 def _page(view: BankView, request: Request) -> Answer:
@@ -270,7 +270,7 @@ def _page(view: BankView, request: Request) -> Answer:
 def _static(view: BankView, request: Request) -> Answer:
     name = request.path.removeprefix("/assets/")
     if name not in ASSETS:
-        raise Refused(HTTPStatus.NOT_FOUND, "there is nothing at this address")
+        raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
     return _asset(name, ASSETS[name])
 
 
@@ -299,7 +299,7 @@ def _entry(view: BankView, request: Request) -> Answer:
 def _neighbours(view: BankView, request: Request) -> Answer:
     name = request.text("id")
     if name is None:
-        raise Refused(HTTPStatus.BAD_REQUEST, "id: expected an entry's id, found none")
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "id: expected an entry's id, found none")
     others = request.choice("images", ["all", "other"]) == "other"
     k = request.number("k", HITS)
     return _json(view.neighbours(name, k, request.texts("source"), others))

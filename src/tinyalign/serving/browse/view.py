@@ -33,11 +33,11 @@ UNRELATED = 1e-6
 """A similarity that is none."""
 
 
-class NotThere(TinyAlignError):
+class NotThereError(TinyAlignError):
     """An entry, page or picture that the bank does not have, or no longer has."""
 
 
-class Renumbered(TinyAlignError):
+class RenumberedError(TinyAlignError):
     """A row of a bank that was compacted since: it is another entry's now."""
 
 
@@ -90,36 +90,36 @@ class BankView:
             rows = rows[::-1] if newest else rows
             pages = max(1, -(-len(rows) // PAGE_SIZE))
             if not 1 <= number <= pages:
-                raise NotThere(f"there is no page {number}; the last one is {pages}")
+                raise NotThereError(f"there is no page {number}; the last one is {pages}")
             shown = rows[(number - 1) * PAGE_SIZE : number * PAGE_SIZE].tolist()
             found = self.bank.entries.at(shown)
             entries = [self._shown(row, found[row]) for row in shown]
             return {"page": number, "pages": pages, "total": len(rows), "entries": entries}
 
     def entry(self, entry_id: str) -> dict[str, Any]:
-        """One entry by its id. NotThere where the bank has none of that id."""
+        """One entry by its id. NotThereError where the bank has none of that id."""
         with self._lock:
             row = self._row(entry_id)
             return self._shown(row, self.bank.entry(row))
 
     def entry_at(self, row: int, generation: int) -> dict[str, Any]:
-        """One entry by its row. Renumbered where the bank is of another generation by now."""
+        """One entry by its row. RenumberedError where the bank is of another generation by now."""
         with self._lock:
             if generation != self.bank.manifest.generation:
-                raise Renumbered("the bank was compacted meanwhile; load the page again")
+                raise RenumberedError("the bank was compacted meanwhile; load the page again")
             if not 0 <= row < self.bank.rows or row in self.bank.removed:
-                raise NotThere(f"row {row} is not in the bank")
+                raise NotThereError(f"row {row} is not in the bank")
             return self._shown(row, self.bank.entry(row))
 
     def picture(self, image_hash: str, size: str) -> bytes:
-        """The picture that entries with this hash remember, as JPEG. NotThere without one."""
+        """The picture that entries with this hash remember, as JPEG. NotThereError without one."""
         with self._lock:
             rows = self.bank.rows_of(image_hashes=[image_hash])
             rows = np.setdiff1d(rows, self.bank.removed).astype(np.int64).tolist()
             candidates = tuple(self.bank.entries.at(rows).values())
         found = self.pictures.jpeg(size, image_hash, candidates) if candidates else None
         if found is None:
-            raise NotThere("no picture of this entry was found, or it is no longer the same")
+            raise NotThereError("no picture of this entry was found, or it is no longer the same")
         return found
 
     # -- finding ------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class BankView:
     def _row(self, entry_id: str) -> int:
         rows = np.setdiff1d(self.bank.rows_of(ids=[entry_id]), self.bank.removed)
         if not len(rows):
-            raise NotThere(f"no entry {entry_id!r} in the bank; it may have been removed")
+            raise NotThereError(f"no entry {entry_id!r} in the bank; it may have been removed")
         return int(rows[0])
 
     def _shown(self, row: int, entry: Entry, score: float | None = None) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class BankView:
             return None
         known = self.bank.entries.sources()
         if unknown := sorted(set(sources) - set(known)):
-            raise NotThere(f"no entry came from {', '.join(unknown)}; known: {', '.join(known)}")
+            raise NotThereError(f"no entry came from {', '.join(unknown)}; known: {', '.join(known)}")
         return self.bank.rows_from(sources)
 
     def _search_engine(self) -> Retriever:

@@ -30,14 +30,11 @@ function go(changes) {
 }
 
 function say(message) {
-  $("status").className = "";
   $("status").textContent = message;
 }
 
-function fail(error, where = $("status")) {
-  if (error.name === "AbortError") return;
-  where.className = "wrong";
-  where.textContent = error.message;
+function fail(error) {
+  if (error.name !== "AbortError") $("problem").textContent = error.message;
 }
 
 // -- the head -----------------------------------------------------------------------------------
@@ -69,6 +66,7 @@ async function start() {
 async function render() {
   if (!bank) return;
   const now = state();
+  $("problem").textContent = "";
   const onMap = now.view === "map";
   $("sheet").hidden = onMap;
   $("map").hidden = !onMap;
@@ -105,6 +103,7 @@ async function showSheet(now) {
     shown = "";
     $("cards").replaceChildren();
     $("heading").textContent = "";
+    say("");
     fail(error);
   }
 }
@@ -210,7 +209,6 @@ function detail(entry) {
 
 async function nearest(id) {
   $("near").replaceChildren();
-  $("entry-status").className = "";
   $("entry-status").textContent = "Searching …";
   const images = $("others").checked ? "other" : "all";
   try {
@@ -219,7 +217,7 @@ async function nearest(id) {
     fill($("near"), found.entries);
     $("entry-status").textContent = found.entries.length ? "" : "There is no other entry.";
   } catch (error) {
-    fail(error, $("entry-status"));
+    $("entry-status").textContent = error.message;
   }
 }
 
