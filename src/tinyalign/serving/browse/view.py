@@ -206,7 +206,9 @@ class BankView:
             return None
         known = self.bank.entries.sources()
         if unknown := sorted(set(sources) - set(known)):
-            raise NotThereError(f"no entry came from {', '.join(unknown)}; known: {', '.join(known)}")
+            raise NotThereError(
+                f"no entry came from {', '.join(unknown)}; known: {', '.join(known)}"
+            )
         return self.bank.rows_from(sources)
 
     def _search_engine(self) -> Retriever:
