@@ -142,7 +142,9 @@ def _umap(keys: np.ndarray) -> Tensor:
     if len(keys) < UMAP_NEEDS:
         raise ConfigError(f"UMAP needs at least {UMAP_NEEDS} entries, found {len(keys)}; use PCA")
     neighbours = min(15, len(keys) - 1)
-    made = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=SEED, init="random")
+    made = umap.UMAP(
+        n_neighbors=neighbours, metric="cosine", random_state=SEED, init="random", n_jobs=1
+    )
     return torch.from_numpy(made.fit_transform(keys.astype(np.float32))).float()
 
 

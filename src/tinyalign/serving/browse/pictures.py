@@ -22,6 +22,8 @@ from tinyalign.memory.entries import Entry
 
 SIDES = {"small": 320, "large": 1280}
 """Longest side of each size that is served, in pixels."""
+TINY = 160
+"""Up to this side a picture is enlarged by the page, and each pixel is seen."""
 KEPT = 2_000
 """Small pictures kept in memory, of some 20 KB each."""
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF")
@@ -96,7 +98,8 @@ def decode_upload(data: bytes) -> Image.Image:
 def _encoded(image: Image.Image, side: int) -> bytes:
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    tiny = max(image.size) <= TINY
+    image.save(buffer, "JPEG", quality=95 if tiny else 85, subsampling=0 if tiny else 2)
     return buffer.getvalue()
 
 
