@@ -196,17 +196,56 @@ def summarise() -> dict[str, Any]:
             (RUNS / f"{arm}-{seeds[0]}" / "finished.json").read_text()
         )["trained_parameters"]
         summary["arms"][arm] = entry
+    if "best" in runs and captions_of("best", sorted(runs["best"])):
+        summary["cider_above"] = cider_above({arm: sorted(seeds) for arm, seeds in runs.items()})
     return summary
 
 
 def captions_of(arm: str, seeds: list[int]) -> dict[str, Any]:
-    """CIDEr and BLEU-4 of the seeds that were captioned."""
-    found: dict[str, Any] = {}
-    for seed in seeds:
-        path = RUNS / f"{arm}-{seed}" / "captions" / "results.json"
+    """CIDEr and BLEU-4 of the seeds that were captioned, with 95 % intervals over photos.
+
+    CIDEr's interval is of the mean over seeds; BLEU-4, no mean over photos, has the mean bounds.
+    """
+    from tinyalign.evaluation.statistics import interval
+
+    paths = [RUNS / f"{arm}-{seed}" / "captions" / "results.json" for seed in seeds]
+    found = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    if not found:
+        return {}
+    bleu = [one["metrics"]["bleu4"] for one in found]
+    return {
+        "seeds": len(found),
+        "n": found[0]["n"],
+        "cider": interval(cider(arm, seeds)).as_dict(),
+        "bleu4": {k: sum(b[k] for b in bleu) / len(bleu) for k in ("value", "low", "high")},
+    }
+
+
+def cider(arm: str, seeds: list[int]) -> Any:
+    """CIDEr-D of each photo, as statistics (seeds, photos, 2), of the seeds that were captioned."""
+    import numpy as np
+
+    from tinyalign.evaluation.statistics import per_item
+
+    paths = [RUNS / f"{arm}-{seed}" / "captions" / "predictions.jsonl" for seed in seeds]
+    runs = []
+    for path in paths:
         if path.is_file():
-            result = json.loads(path.read_text())
-            found[str(seed)] = {"n": result["n"], **result["metrics"]}
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            runs.append({row["id"]: row["scores"]["cider"] for row in rows})
+    ids = sorted(runs[0])
+    return per_item(np.array([[run[name] for name in ids] for run in runs]))
+
+
+def cider_above(runs: dict[str, list[int]]) -> dict[str, list[float]]:
+    """How far CIDEr of the best form lies above each other arm's, paired over photos."""
+    from tinyalign.evaluation.statistics import paired_difference
+
+    own, found = cider("best", runs["best"]), {}
+    for arm, seeds in runs.items():
+        if arm != "best" and captions_of(arm, seeds):
+            gap = paired_difference(own, cider(arm, seeds))
+            found[arm] = [gap.value, gap.low, gap.high]
     return found
 
 
@@ -234,20 +273,23 @@ def table(summary: dict[str, Any]) -> str:
     """Losses and captions of every arm, then how far the best form lies below each other arm."""
     arms = summary["arms"]
     steps = list(next(iter(arms.values()))["loss"])
-    head = ["arm", "trained", *(f"loss @{step}" for step in steps), "CIDEr", "BLEU-4"]
+    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps), "CIDEr", "BLEU-4"]
     rows = [head, ["---"] * len(head)]
     for entry in arms.values():
-        cells = [entry["form"], f"{entry['trained_parameters'] / 1e6:.2f} M"]
+        trained = f"{entry['trained_parameters'] / 1e6:.2f} M"
+        cells = [entry["form"], str(len(entry["seeds"])), trained]
         cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]
         rows.append([*cells, *(captioned(entry, name) for name in ("cider", "bleu4"))])
     text = markdown(rows)
     if "best" not in arms:
         return text
     below = arms["best"]["below"]
-    head = ["loss of the best form against", *(f"@{step}" for step in steps)]
+    above = summary.get("cider_above", {})
+    head = ["the best form against", *(f"loss @{step}" for step in steps), "CIDEr"]
     rows = [head, ["---"] * len(head)]
     for other, gaps in below.items():
-        rows.append([arms[other]["form"], *(percent(gaps[step]) for step in steps)])
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*above[other]) if other in above else "–"
+        rows.append([arms[other]["form"], *(percent(gaps[step]) for step in steps), gain])
     return text + "\n" + markdown(rows)
 
 
@@ -256,12 +298,11 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def captioned(entry: dict[str, Any], name: str) -> str:
-    """A caption metric, mean over seeds, with the first seed's interval over photos."""
-    scores = [one[name] for one in entry["captions"].values()]
-    if not scores:
+    """A caption metric, mean over seeds, with its interval over photos."""
+    if not entry["captions"]:
         return "–"
-    mean = sum(score["value"] for score in scores) / len(scores)
-    return f"{mean:.3f} [{scores[0]['low']:.3f}, {scores[0]['high']:.3f}]"
+    score = entry["captions"][name]
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def percent(gap: list[float]) -> str:

@@ -48,6 +48,7 @@ VERBS = {
     "bank export": Verb("bank_files", "bank_export", "a bank as parquet"),
     "bank import": Verb("bank_files", "bank_import", "a bank from parquet"),
     "bank push": Verb("push", "bank_push", "bring a Milvus collection to what a bank is now"),
+    "bank browse": Verb("browse", "bank_browse", "look at a bank on a local web page"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
     "compare": Verb("compare", "compare", "two judged runs, paired: difference, interval, flips"),
