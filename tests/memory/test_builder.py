@@ -4,15 +4,17 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import ImageRef, Message, Sample
-from tinyalign.errors import BankError, DataError
+from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory import writer
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import Share, build_bank, dataset_hash
+from tinyalign.memory.coding import CodingError
 from tinyalign.memory.compressor import Compressor
 
 
@@ -121,8 +123,10 @@ def test_a_finished_build_is_returned_as_it_is(samples, vision, compressor, bank
 
 
 def test_another_bank_in_the_folder_is_never_overwritten(samples, vision, compressor, bank) -> None:
-    with pytest.raises(BankError, match="other data or other models"):
+    with pytest.raises(BankError, match=r"another bank already \(data \w+, this build \w+\)"):
         build_bank(samples[:5], vision, compressor, bank.folder)
+    with pytest.raises(BankError, match="type of values int8, this build float16"):
+        build_bank(samples, vision, compressor, bank.folder, values_dtype="float16")
 
 
 @pytest.mark.usefixtures("no_checkpoint_luck")
@@ -198,6 +202,31 @@ def test_shares_are_whole_batches_and_leave_nothing_out() -> None:
             rows = [Share(index, count).rows(total, 8) for index in range(count)]
             assert [row for one in rows for row in one] == list(range(total))
             assert all(one.start % 8 == 0 for one in rows if one)
+
+
+def test_a_launch_whose_processes_do_not_meet_is_refused(monkeypatch) -> None:
+    class Alone:
+        process_index, num_processes = 0, 1
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("tinyalign.memory.builder._together", Alone)
+    with pytest.raises(ConfigError, match="2 processes were launched, 1 found each other"):
+        Share.of_launch()
+    monkeypatch.delenv("RANK")
+    assert Share.of_launch() == Share(0, 1)
+
+
+def test_the_coding_loss_is_the_same_in_any_order_of_adding() -> None:
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(50):
+        exact = rng.normal(size=(7, 8, 8)).astype(np.float32)
+        errors.append(CodingError())
+        errors[-1].add(exact, exact + rng.normal(scale=0.01, size=exact.shape))
+    halves = sum(errors[:20], CodingError()) + sum(errors[20:], CodingError())
+    assert halves == sum(errors, CodingError())
+    assert halves.relative == pytest.approx(0.01, rel=0.05)
 
 
 def test_a_bank_of_nothing_is_refused(mixed, vision, compressor, tmp_path) -> None:

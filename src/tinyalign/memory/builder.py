@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import PartialState
 
 from tinyalign.data.sample import Sample
-from tinyalign.errors import BankError, first_few
+from tinyalign.errors import BankError, ConfigError, first_few
 from tinyalign.hashing import DIGITS, hash_bytes, hash_json
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
@@ -47,10 +48,18 @@ class Share:
 
     @classmethod
     def of_launch(cls) -> Share:
-        """As `accelerate launch` has it; the whole without it."""
+        """As `accelerate launch` or `torchrun` has it; the whole without them.
+
+        Raises ConfigError where the processes were started together and do not find each other.
+        """
         if "RANK" not in os.environ:
             return cls()
-        state = PartialState()
+        state, wanted = _together(), int(os.environ.get("WORLD_SIZE", 1))
+        if state.num_processes != wanted:
+            raise ConfigError(
+                f"{wanted} processes were launched, {state.num_processes} found each other; "
+                "launch them with `accelerate launch` or `torchrun`"
+            )
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -209,7 +218,12 @@ def _joined(out: Path, fingerprint: str, manifest: Manifest, share: Share) -> Ba
 
 def _wait_for_all(share: Share) -> None:
     if share.count > 1 and "RANK" in os.environ:
-        PartialState().wait_for_everyone()
+        _together().wait_for_everyone()
+
+
+def _together() -> PartialState:
+    """The processes of a launch; without a GPU they must be told to meet over the network."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _commit(
@@ -265,18 +279,26 @@ def _manifest(
     )
 
 
+# Fields of a manifest that decide a bank's content, up to rounding; and what people call them.
+IDENTITY = {
+    "vision_hash": "vision encoder",
+    "compressor_hash": "Perceiver",
+    "key_hash": "key function",
+    "dataset_hash": "data",
+    "keys_dtype": "type of keys",
+    "values_dtype": "type of values",
+}
+
+
 def _identity(manifest: Manifest) -> list[object]:
-    """What decides a bank's content, up to rounding."""
-    m = manifest
-    models = [m.vision_hash, m.compressor_hash, m.key_hash]
-    return [*models, m.dataset_hash, m.keys_dtype, m.values_dtype]
+    return [getattr(manifest, name) for name in IDENTITY]
 
 
 def _already_built(bank: MemoryBank, wanted: Manifest) -> BuildResult:
-    if _identity(bank.manifest) != _identity(wanted):
+    pairs = zip(IDENTITY.values(), _identity(bank.manifest), _identity(wanted))
+    if differ := [f"{what} {a}, this build {b}" for what, a, b in pairs if a != b]:
         raise BankError(
-            f"{bank.folder}: holds a bank of other data or other models (dataset "
-            f"{bank.manifest.dataset_hash}, this build {wanted.dataset_hash}); choose another "
+            f"{bank.folder}: holds another bank already ({'; '.join(differ)}); choose another "
             "folder, or remove it"
         )
     changes = bank.manifest.commit - 1

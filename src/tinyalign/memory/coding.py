@@ -17,6 +17,9 @@ KeysDtype = Literal["float16", "float32"]
 ValuesDtype = Literal["int8", "float16"]
 SUFFIXES = {"float16": "f16", "float32": "f32", "int8": "i8"}
 TOP = 127  # largest code of an int8 latent
+# Sums are kept as multiples of these, so that they come out the same in any order of adding:
+# exact up to 1e8 (error) and 1e11 (norm), which is tens of millions of entries.
+ERROR_STEP, NORM_STEP = 2.0**-26, 2.0**-16
 
 
 @dataclass
@@ -29,8 +32,9 @@ class CodingError:
     def add(self, exact: np.ndarray, coded: np.ndarray) -> None:
         """Count numbers before and after coding."""
         difference = exact.astype(np.float64) - coded
-        self.squared_error += float(np.square(difference).sum())
-        self.squared_norm += float(np.square(exact, dtype=np.float64).sum())
+        error, norm = np.square(difference).sum(), np.square(exact, dtype=np.float64).sum()
+        self.squared_error += round(float(error) / ERROR_STEP) * ERROR_STEP
+        self.squared_norm += round(float(norm) / NORM_STEP) * NORM_STEP
 
     def __add__(self, other: CodingError) -> CodingError:
         return CodingError(
