@@ -118,7 +118,8 @@ class ValueCoding:
         if self.dtype == "float16":
             return records.astype(np.float32)
         scale = records["scale"].astype(np.float32)[..., None]
-        return records["codes"] * scale
+        with np.errstate(invalid="ignore"):  # an infinite scale times 0 is not a number
+            return records["codes"] * scale
 
 
 def _known(what: str, found: str, known: tuple[str, ...]) -> None:
