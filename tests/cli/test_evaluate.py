@@ -122,7 +122,7 @@ def test_what_does_not_go_together_is_said_before_the_model_is_loaded(evaluate, 
         "leave them out": (*here, "--rows", "all", "--bank", "b", "--no-image"),
         "must be a folder": ("--out", "o.json", "--rows", "all", "--bank", "b"),
         "a shard is written I/N": (*here, "--shard", "two"),
-        "either --task or --benchmark": (*here, "--benchmark", "pope"),
+        "one of --task, --benchmark and --lmms-eval": (*here, "--benchmark", "pope"),
         "--missing goes with --benchmark": (*here, "--missing", "wrong"),
         "--images goes with --benchmark": (*here, "--images", "i"),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyalign.cli.benchmark import BenchmarkOptions, about, check_untouched, open_benchmark
+from tinyalign.cli.lmms_eval import evaluate_lmms_eval
 from tinyalign.cli.options import NAME, DataOptions
 from tinyalign.cli.output import columns, facts, say, say_json, say_table
 from tinyalign.errors import ConfigError
@@ -37,6 +38,11 @@ class EvaluateArgs(BenchmarkOptions, DataOptions):
     benchmark: str | None = None
     """What to measure instead of a task: gqa, vqav2, textvqa, pope, scienceqa, mmmu, mme, mm-vet,
     containment, captions, easy-vqa or daquar, by its official rule."""
+    lmms_eval: str | None = None
+    """What to measure instead: a task of lmms-eval, by its own prompts and rules. Needs the extra
+    lmms-eval."""
+    include_path: str | None = None
+    """Of lmms-eval: a folder with task files of your own."""
     path: str = field(default="", metadata={NAME: "data"})
     """Of a task: a file, folder or glob, or the name "easy_vqa". Of a benchmark: its official
     files, or their Hugging Face id."""
@@ -86,6 +92,8 @@ def evaluate(args: EvaluateArgs) -> int:
     """
     from tinyalign.evaluation.shards import join_ranks, leave_ranks, rank
 
+    if args.lmms_eval is not None:
+        return evaluate_lmms_eval(args)
     _check(args)
     join_ranks()
     try:
@@ -272,7 +280,9 @@ def _check(args: EvaluateArgs) -> None:
 
 def _check_source(args: EvaluateArgs) -> None:
     if (args.task is None) == (args.benchmark is None):
-        raise ConfigError("say what to measure: either --task or --benchmark")
+        raise ConfigError("say what to measure: one of --task, --benchmark and --lmms-eval")
+    if args.include_path is not None:
+        raise ConfigError("--include-path goes with --lmms-eval alone")
     if args.task is not None:
         check_untouched(args)
         if args.images is not None:

@@ -7,8 +7,9 @@ another lossless container, is found; one that was cropped or compressed anew is
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +135,34 @@ def find_contamination(
     Decodes every image once. `cache`: a folder that remembers hashes of files from run to run;
     by default nothing is remembered.
     """
-    with tempfile.TemporaryDirectory() as aside:
-        index = ImageIndex(cache or Path(aside))
-        hashes, unreadable = image_hashes(samples, index)
-        known = set()
-        if train is not None:
-            known = {each for those in image_hashes(train, index)[0] for each in those}
     ids = [samples[i].id for i in range(len(samples))]
-    return Contamination(
-        bank=None if bank is None else _in_bank(ids, hashes, bank),
-        train=None if train is None else _overlap(ids, hashes, known, None),
-        unreadable=[Skipped(ids[i], reason) for i, reason in unreadable.items()],
-    )
+    with _index(cache) as index:
+        hashes, unreadable = image_hashes(samples, index)
+        found = contamination_of(ids, hashes, bank=bank, train=train, index=index)
+    return replace(found, unreadable=[Skipped(ids[i], why) for i, why in unreadable.items()])
+
+
+def contamination_of(
+    ids: Sequence[str],
+    hashes: Sequence[tuple[str, ...]],
+    *,
+    bank: MemoryBank | None = None,
+    train: Sequence[Sample] | None = None,
+    index: ImageIndex | None = None,
+) -> Contamination:
+    """As `find_contamination`, of samples whose image hashes are known."""
+    in_train = None
+    if train is not None:
+        with nullcontext(index) if index is not None else _index(None) as opened:
+            known = {each for those in image_hashes(train, opened)[0] for each in those}
+        in_train = _overlap(ids, hashes, known, None)
+    return Contamination(None if bank is None else _in_bank(ids, hashes, bank), in_train)
+
+
+@contextmanager
+def _index(folder: Path | None) -> Iterator[ImageIndex]:
+    with tempfile.TemporaryDirectory() as aside:
+        yield ImageIndex(folder or Path(aside))
 
 
 def image_hashes(

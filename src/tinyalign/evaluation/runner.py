@@ -101,7 +101,7 @@ def evaluate(
     reader = ItemReader(
         samples,
         processor,
-        _memory_tokens(model, retriever),
+        memory_tokens(model, retriever),
         decode=cached_features is None or retriever is not None,  # memories exclude by image
         strict=strict,
         show_image=show_image,
@@ -139,7 +139,7 @@ def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_s
     todo = collection.start(reader.samples)
     total = len(collection.share.indices(len(reader.samples)))
     bar = progress("Evaluating", total) if rank() == 0 else nullcontext(lambda n: None)
-    with _evaluating(judge.model), bar as advance:
+    with evaluating(judge.model), bar as advance:
         advance(total - len(todo))
         for batch in reader.batches(batch_size, todo):
             collection.add(Judged(judge.judge(batch.items), batch.skipped))
@@ -225,7 +225,7 @@ def _reference_set(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
     return list(found.values())
 
 
-def _memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:
+def memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:
     """How many memory placeholders a prompt has: none without memory, unless they are learned."""
     config = model.config
     if retriever is not None and not config.n_memory_tokens:
@@ -252,7 +252,7 @@ def _report(skipped: list[Skipped], total: int) -> None:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode and no gradients inside; the model's own mode again afterwards."""
     training = model.training
     model.eval()

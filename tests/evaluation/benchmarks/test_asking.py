@@ -1,4 +1,4 @@
-"""A model asked a benchmark from its official files: every question counts, as scored from files."""
+"""A model asked a benchmark from its official files: every question counts, as from a file."""
 
 from __future__ import annotations
 
