@@ -201,6 +201,18 @@ def test_a_benchmark_refuses_options_of_a_task_and_pictures_that_are_not_there(
     assert "--data" in run("evaluate", *words)[2]
 
 
+def test_a_page_of_two_benchmark_runs_finds_images_in_a_table(
+    ask, run, judged: Path, tmp_path: Path
+):
+    ask("mmmu", "--bank", judged / "bank", "--out", tmp_path / "on")
+    ask("mmmu", "--out", tmp_path / "off")
+    words = ("--metric", "loss", "--html", tmp_path / "page.html")
+    code, out, errors = run("compare", tmp_path / "on", tmp_path / "off", *words)
+    assert (code, errors) == (0, "")
+    assert re.search(r"Art +│ +2 │", out)
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 4
+
+
 def test_what_was_seen_before_is_said_and_with_strict_refused(run, judged: Path, tmp_path: Path):
     train = judged / "train" / "pairs.json"
     words = ("--model", judged / "model", "--bank", judged / "bank", "--task", "caption")

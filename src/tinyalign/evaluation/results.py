@@ -20,7 +20,7 @@ RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
 FREE = (
     "batch_size", "device", "seconds", "images", "memories", "data",
-    "benchmark", "files", "counts", "missing",
+    "benchmark", "files", "counts", "without_interval",
 )  # fmt: skip
 """Settings that change no prediction, or that are only known at the end."""
 
