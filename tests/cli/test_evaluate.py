@@ -17,6 +17,7 @@ from tinyalign.model.vision import VisionEncoder
 from tinyalign.training.recipe import DataSource
 from tinyalign.training.sources import open_source
 
+from ..evaluation.benchmarks.official import OFFICIAL
 from ..evaluation.conftest import make_compressor, make_model
 from .conftest import make_pairs
 
@@ -121,6 +122,9 @@ def test_what_does_not_go_together_is_said_before_the_model_is_loaded(evaluate, 
         "leave them out": (*here, "--rows", "all", "--bank", "b", "--no-image"),
         "must be a folder": ("--out", "o.json", "--rows", "all", "--bank", "b"),
         "a shard is written I/N": (*here, "--shard", "two"),
+        "one of --task, --benchmark and --lmms-eval": (*here, "--benchmark", "pope"),
+        "--missing goes with --benchmark": (*here, "--missing", "wrong"),
+        "--images goes with --benchmark": (*here, "--images", "i"),
     }
     for said, words in cases.items():
         code, out, errors = evaluate(*words)
@@ -140,6 +144,100 @@ def test_a_page_of_two_rows_finds_images_and_memory_texts(
     assert page.count("data:image/jpeg") == 9
     assert "image not found" not in page
     assert re.search(r"<li>pair-\d+ <span class='quiet'>[\d.]+</span> A \w+ dog, number", page)
+
+
+@pytest.fixture
+def ask(run, judged: Path, tmp_path: Path):
+    """`ask("pope", ...)`: `evaluate` on the small benchmark of that name."""
+
+    def call(name: str, *more: object):
+        OFFICIAL[name][0](tmp_path / name)
+        words = ("--model", judged / "model", "--benchmark", name, "--data", tmp_path / name)
+        return run("evaluate", *words, "--max-new-tokens", 3, "--protocol", "plain", *more)
+
+    return call
+
+
+def test_a_benchmark_by_its_name(ask, run, judged: Path, tmp_path: Path):
+    code, out, errors = ask("mme", "--bank", judged / "bank", "--out", tmp_path / "out")
+    assert code == 0, errors
+    assert "mme: 8 samples" in out
+    assert re.search(r"perception .*cognition ", out, re.DOTALL)
+    assert "plain, version 1" in out
+    assert "yes or no exactly" in out
+    assert "contamination: bank: 0 of 8 samples by image, 0 by id; training data: not" in out
+    words = ("--predictions", tmp_path / "out" / "predictions.jsonl", "--protocol", "plain")
+    code, page, _ = run(
+        "score", "--benchmark", "mme", *words, "--references", tmp_path / "mme", "--json"
+    )
+    assert code == 0
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert json.loads(page)["metrics"] == {k: v for k, v in metrics.items() if k != "loss"}
+
+
+def test_rows_of_a_benchmark_are_compared_in_its_own_metrics(ask, judged: Path, tmp_path: Path):
+    words = ("--bank", judged / "bank", "--rows", "all", "--out", tmp_path / "rows")
+    code, out, errors = ask("pope", *words, "--limit", 4)
+    assert code == 0, errors
+    assert "memory (4 samples)" in out
+    assert "yes_ratio" in out
+    assert "random/f1" not in out
+    assert (tmp_path / "rows" / "text-only" / "results.json").is_file()
+
+
+def test_a_benchmark_refuses_options_of_a_task_and_pictures_that_are_not_there(
+    ask, run, judged: Path, tmp_path: Path
+):
+    here = ("--out", tmp_path / "o")
+    code, _, errors = ask("pope", *here, "--prompt", "Look.")
+    assert (code, "--prompt goes with --task alone" in errors) == (2, True)
+    code, _, errors = ask("pope", *here, "--images", tmp_path / "none")
+    assert code == 2
+    assert "12 of 12 questions of POPE cannot be asked" in errors
+    assert "--images" in errors
+    code, _, errors = ask("pope", *here, "--wordnet", "w")
+    assert (code, "for daquar alone" in errors) == (2, True)
+    words = ("--model", judged / "model", "--benchmark", "gqa", *here)
+    assert "--data" in run("evaluate", *words)[2]
+
+
+def test_a_page_of_two_benchmark_runs_finds_images_in_a_table(
+    ask, run, judged: Path, tmp_path: Path
+):
+    ask("mmmu", "--bank", judged / "bank", "--out", tmp_path / "on")
+    ask("mmmu", "--out", tmp_path / "off")
+    words = ("--metric", "loss", "--html", tmp_path / "page.html")
+    code, out, errors = run("compare", tmp_path / "on", tmp_path / "off", *words)
+    assert (code, errors) == (0, "")
+    assert re.search(r"Art +│ +2 │", out)
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 4
+
+
+def test_what_was_seen_before_is_said_and_with_strict_refused(run, judged: Path, tmp_path: Path):
+    train = judged / "train" / "pairs.json"
+    words = ("--model", judged / "model", "--bank", judged / "bank", "--task", "caption")
+    words += ("--max-new-tokens", 0, "--data", train, "--limit", 4)
+    code, out, errors = run("evaluate", *words, "--out", tmp_path / "said")
+    assert code == 0
+    line = "bank: 4 of 4 samples by image, 4 by id (100.0 %), such as pair-0, pair-1"
+    assert f"contamination: {line}" in " ".join(out.split())
+    assert "seen before" in errors
+    found = json.loads((tmp_path / "said" / "results.json").read_text())["contamination"]
+    assert (found["bank"]["images"], found["bank"]["ids"], found["bank"]["of"]) == (4, 4, 4)
+    code, _, errors = run("evaluate", *words, "--out", tmp_path / "refused", "--strict")
+    assert code == 2
+    assert line in errors
+    assert not (tmp_path / "refused").exists()
+
+
+def test_training_data_are_compared_where_they_are_named(evaluate, judged: Path, tmp_path: Path):
+    dev, train = judged / "dev" / "pairs.json", judged / "train" / "pairs.json"
+    code, out, _ = evaluate("--out", tmp_path / "a", "--train-data", train, "--strict")
+    assert code == 0
+    assert "training data: 0 of 9 samples by image" in out
+    code, _, errors = evaluate("--out", tmp_path / "b", "--train-data", dev, "--strict")
+    assert code == 2
+    assert "training data: 9 of 9 samples by image" in errors
 
 
 @pytest.mark.slow

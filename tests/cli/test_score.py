@@ -38,7 +38,7 @@ def test_table_and_results_file(run, gqa, tmp_path: Path):
     metric = results.metrics["accuracy"]
     assert metric.value == pytest.approx(2 / 3)
     assert metric.low <= metric.value <= metric.high
-    protocol = results.settings["protocol"]
+    protocol = results.protocol
     assert (protocol["name"], protocol["version"]) == ("llava-1.5", "1")
     assert protocol["suffix"].startswith("\nAnswer the question using")
     assert results.settings["images"] == 2

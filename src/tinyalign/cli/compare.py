@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from tinyalign.errors import ConfigError, EvaluationError, TinyAlignError
 from tinyalign.log import logger
 
 if TYPE_CHECKING:
-    from tinyalign.evaluation.comparison import Comparison
+    from PIL import Image
+
+    from tinyalign.evaluation.comparison import Comparison, Flip
     from tinyalign.evaluation.results import Prediction, Results
 
 
@@ -179,14 +181,39 @@ def _write_page(
 ) -> None:
     from tinyalign.analysis.flips_page import flips_page
     from tinyalign.analysis.image_lookup import find_images
+    from tinyalign.evaluation.benchmarks.registry import BENCHMARKS
 
     data = dict(a.results.settings.get("data") or {})
     if args.data is not None:
         data |= {"path": args.data}
-    images = find_images([flip.a.image_id for flip in found.flips], data)
+    if a.results.task in BENCHMARKS and data.get("path") is not None:
+        images = _benchmark_images(a.results.task, found.flips, data)
+    else:
+        images = find_images([flip.a.image_id for flip in found.flips], data)
     texts = _memory_texts(a, found), _memory_texts(b, found)
     page = flips_page(found, a.results, b.results, images, differs=differs, memories=texts)
     Path(args.html or "").write_text(page, encoding="utf-8")
+
+
+def _benchmark_images(
+    name: str, flips: Sequence[Flip], data: Mapping[str, Any]
+) -> dict[str, Image.Image]:
+    """Images by `Prediction.image_id`, from the benchmark's files; what cannot be had is left out
+    with a warning."""
+    from tinyalign.data.images import load_image
+    from tinyalign.evaluation.benchmarks.registry import get_benchmark
+    from tinyalign.evaluation.benchmarks.scoring import read_questions
+
+    found: dict[str, Image.Image] = {}
+    try:
+        questions = read_questions(get_benchmark(name), data["path"], data.get("image_folder"))
+        places = {question.id: i for i, question in enumerate(questions)}
+        for flip in flips:
+            for ref in questions.images(places[flip.a.id])[:1] if flip.a.id in places else ():
+                found[flip.a.image_id] = load_image(ref)
+    except TinyAlignError as error:
+        logger.warning("the page lacks images: %s", error)
+    return found
 
 
 def _memory_texts(side: Side, found: Comparison) -> dict[str, str]:

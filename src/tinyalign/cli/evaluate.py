@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinyalign.cli.options import DataOptions
-from tinyalign.cli.output import columns, say, say_json, say_table
+from tinyalign.cli.benchmark import BenchmarkOptions, about, check_untouched, open_benchmark
+from tinyalign.cli.lmms_eval import evaluate_lmms_eval
+from tinyalign.cli.options import NAME, DataOptions
+from tinyalign.cli.output import columns, facts, say, say_json, say_table
 from tinyalign.errors import ConfigError
+from tinyalign.log import logger
 from tinyalign.training.recipe import DataSource
 
 if TYPE_CHECKING:
+    from tinyalign.data.sample import Sample
+    from tinyalign.evaluation.contamination import Contamination
     from tinyalign.evaluation.runner import Evaluation
+
+TASK_ONLY = ("format", "image_folder", "split", "prompt", "captions")
+"""Options that say how a data set of --task is read."""
 
 
 @dataclass(kw_only=True)
-class EvaluateArgs(DataOptions):
+class EvaluateArgs(BenchmarkOptions, DataOptions):
     """Arguments of `tinyalign evaluate`."""
 
     model: str
@@ -24,8 +32,22 @@ class EvaluateArgs(DataOptions):
     bank: str | None = None
     """A memory bank's folder or Milvus URI, or a run folder, whose bank is taken; without it the
     model runs without memory."""
-    task: Literal["caption", "vqa", "easy_vqa"]
-    """What to measure: loss, CIDEr and BLEU-4 of captions, or loss and accuracy of answers."""
+    task: Literal["caption", "vqa", "easy_vqa"] | None = None
+    """What to measure on data of your own: loss, CIDEr and BLEU-4 of captions, or loss and
+    accuracy of answers."""
+    benchmark: str | None = None
+    """What to measure instead of a task: gqa, vqav2, textvqa, pope, scienceqa, mmmu, mme, mm-vet,
+    containment, captions, easy-vqa or daquar, by its official rule."""
+    lmms_eval: str | None = None
+    """What to measure instead: a task of lmms-eval, by its own prompts and rules. Needs the extra
+    lmms-eval."""
+    include_path: str | None = None
+    """Of lmms-eval: a folder with task files of your own."""
+    path: str = field(default="", metadata={NAME: "data"})
+    """Of a task: a file, folder or glob, or the name "easy_vqa". Of a benchmark: its official
+    files, or their Hugging Face id."""
+    images: str | None = None
+    """Of a benchmark: its folder of images, if not where the official download has it."""
     out: str
     """Results file (.json) or its folder; predictions.jsonl goes beside it. A run that was
     stopped goes on where it was."""
@@ -54,7 +76,10 @@ class EvaluateArgs(DataOptions):
     device: str = "auto"
     """"auto" takes a GPU where there is one; or "cpu", "cuda"."""
     strict: bool = False
-    """Stop at the first unusable sample instead of skipping and listing it."""
+    """Refuse to judge what was in the bank or in --train-data, and stop at the first unusable
+    sample, instead of saying so in the results."""
+    train_data: str | None = None
+    """Also look for the judged images in this data set: what the model was trained on."""
     json: bool = False
     """Print the results as JSON instead."""
 
@@ -67,6 +92,8 @@ def evaluate(args: EvaluateArgs) -> int:
     """
     from tinyalign.evaluation.shards import join_ranks, leave_ranks, rank
 
+    if args.lmms_eval is not None:
+        return evaluate_lmms_eval(args)
     _check(args)
     join_ranks()
     try:
@@ -79,35 +106,93 @@ def evaluate(args: EvaluateArgs) -> int:
 
 
 def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
-    """What was found, by the row's name; of one row alone by the task's."""
+    """What was found, by the row's name; of one row alone by what was measured."""
     from tinyalign.evaluation.rows import evaluate_rows, with_mode
     from tinyalign.evaluation.runner import evaluate as judge
     from tinyalign.evaluation.shards import Shard, local_device
     from tinyalign.serving.load import load
-    from tinyalign.training.sources import open_source
 
     shard = None if args.shard is None else Shard.parse(args.shard)
-    samples = open_source(args, args.seed)
+    samples, settings = _asked(args)
     loaded = load(args.model, args.bank, k=args.k, device=local_device(args.device))
-    settings: dict[str, Any] = {
-        "task": args.task,
+    settings |= {
         "out": args.out,
         "seed": args.seed,
         "shard": shard,
         "resume": args.resume,
         "batch_size": args.batch_size,
-        "max_new_tokens": args.max_new_tokens,
         "strict": args.strict,
         "model_name": args.model,
-        "data": {each.name: getattr(args, each.name) for each in fields(DataSource)},
     }
+    if args.max_new_tokens is not None:
+        settings["max_new_tokens"] = args.max_new_tokens
     judged = loaded.model, loaded.processor, samples
     if args.rows == "all":
         return evaluate_rows(*judged, retriever=loaded.retriever, **settings)
     retriever = with_mode(loaded.retriever, args.memory, args.seed)
-    return {
-        args.task: judge(*judged, retriever=retriever, show_image=not args.no_image, **settings)
-    }
+    found = judge(*judged, retriever=retriever, show_image=not args.no_image, **settings)
+    return {_measured(args): found}
+
+
+def _asked(args: EvaluateArgs) -> tuple[Sequence[Sample], dict[str, Any]]:
+    """The samples of the task or benchmark, and what the runner must know of them."""
+    from tinyalign.evaluation.benchmarks.asking import prepare
+    from tinyalign.training.sources import open_source
+
+    if args.benchmark is None:
+        samples = open_source(args, args.seed)
+        data = {each.name: getattr(args, each.name) for each in fields(DataSource)}
+        contamination = _contamination(args, samples)
+        return samples, {"task": args.task, "data": data, "contamination": contamination}
+    benchmark = open_benchmark(args.benchmark, args)
+    asking = prepare(
+        benchmark,
+        args.path,
+        benchmark.protocol(args.protocol, args.ocr),
+        images=args.images,
+        limit=args.limit,
+        missing=args.missing,
+        seed=args.seed,
+    )
+    contamination = _contamination(args, asking.samples)
+    asking.check_readable(contamination.unreadable)
+    data = {"path": args.path, "image_folder": args.images, "limit": args.limit}
+    return asking.samples, {
+        **asking.for_runner(), "data": data, "contamination": contamination
+    }  # fmt: skip
+
+
+def _contamination(args: EvaluateArgs, samples: Sequence[Sample]) -> Contamination:
+    """The samples' overlap with bank and training data; with --strict there must be none."""
+    from tinyalign.evaluation.contamination import Contamination, find_contamination
+    from tinyalign.evaluation.shards import gather, rank
+    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.serving.load import find_bank
+    from tinyalign.training.features import default_cache_folder
+    from tinyalign.training.sources import open_source
+
+    if args.bank is None and args.train_data is None and args.benchmark is None:
+        return Contamination()
+    found: Contamination | None = None
+    if rank() == 0:
+        train = args.train_data and open_source(DataSource(path=args.train_data), args.seed)
+        found = find_contamination(
+            samples,
+            bank=None if args.bank is None else MemoryBank.open(find_bank(args.bank)),
+            train=train or None,
+            cache=default_cache_folder() / "image-hashes",
+        )
+    found = gather(found)[0]
+    assert found is not None
+    if args.strict:
+        found.refuse()
+    if found.contaminated and rank() == 0:
+        logger.warning("what is judged was seen before: %s", found.line)
+    return found
+
+
+def _measured(args: EvaluateArgs) -> str:
+    return args.benchmark or args.task or ""
 
 
 def _tell(args: EvaluateArgs, found: Mapping[str, Evaluation]) -> None:
@@ -116,24 +201,36 @@ def _tell(args: EvaluateArgs, found: Mapping[str, Evaluation]) -> None:
     missing = max(one.missing for one in found.values())
     if args.json:
         values = {name: one.results.as_dict() for name, one in found.items()}
-        say_json(values if args.rows else values[args.task])
+        say_json(values if args.rows else values[_measured(args)])
     elif missing:
         say(f"shard {args.shard}: done; other shards have {missing} samples still to judge")
     elif args.rows:
         _tell_rows(found)
+        _tell_about(found["on"])
         say(f"results: {args.out}")
     else:
         out = results_path(args.out)
-        _tell_one(args.task, found[args.task])
+        _tell_one(_measured(args), found[_measured(args)])
         say(f"results:     {out}")
         say(f"predictions: {out.parent / 'predictions.jsonl'}")
 
 
-def _tell_one(task: str, found: Evaluation) -> None:
+def _tell_one(name: str, found: Evaluation) -> None:
     rows = [(name, m.value, m.low, m.high) for name, m in found.results.metrics.items()]
-    say_table(columns((f"{task}: {found.results.n} samples", "value", "95 % from", "to"), rows))
-    if found.results.skipped:
-        say(f"{len(found.results.skipped)} samples could not be judged; the results list them")
+    say_table(columns((f"{name}: {found.results.n} samples", "value", "95 % from", "to"), rows))
+    _tell_about(found)
+
+
+def _tell_about(found: Evaluation) -> None:
+    """What must be read together with the numbers."""
+    from tinyalign.evaluation.contamination import Contamination
+
+    results = found.results
+    if results.protocol:
+        say_table(facts(about(results)))
+    if results.skipped:
+        say(f"{len(results.skipped)} samples could not be judged; the results list them")
+    say(f"contamination: {Contamination.from_dict(results.contamination).line}")
 
 
 def _tell_rows(found: Mapping[str, Evaluation]) -> None:
@@ -143,6 +240,8 @@ def _tell_rows(found: Mapping[str, Evaluation]) -> None:
     on = found["on"]
     paired = paired_metrics(on.predictions)
     for name in on.results.metrics:
+        if "/" in name:  # of a part of a benchmark: in the results
+            continue
         lines: list[list[Any]] = []
         for row, one in found.items():
             value = one.results.metrics[name]
@@ -162,7 +261,8 @@ def _check(args: EvaluateArgs) -> None:
     """Say now what would be a pity to find out after hours."""
     from tinyalign.evaluation.results import refuse_unknown, results_path
 
-    for name, least in (("batch_size", 1), ("max_new_tokens", 0)):
+    _check_source(args)
+    for name, least in (("batch_size", 1), ("max_new_tokens", 0 if args.task else 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be {least} or more, found {value}")
@@ -176,3 +276,20 @@ def _check(args: EvaluateArgs) -> None:
         raise ConfigError(f"--rows all writes several results: --out {args.out} must be a folder")
     if args.resume and not args.rows:
         refuse_unknown(results_path(args.out))
+
+
+def _check_source(args: EvaluateArgs) -> None:
+    if (args.task is None) == (args.benchmark is None):
+        raise ConfigError("say what to measure: one of --task, --benchmark and --lmms-eval")
+    if args.include_path is not None:
+        raise ConfigError("--include-path goes with --lmms-eval alone")
+    if args.task is not None:
+        check_untouched(args)
+        if args.images is not None:
+            raise ConfigError("--images goes with --benchmark; of a task it is --image-folder")
+    else:
+        for each in fields(args):
+            if each.name in TASK_ONLY and getattr(args, each.name) != each.default:
+                raise ConfigError(f"--{each.name.replace('_', '-')} goes with --task alone")
+    if not args.path and args.benchmark != "easy-vqa":
+        raise ConfigError("name what to judge on with --data")

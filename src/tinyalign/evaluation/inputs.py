@@ -116,15 +116,16 @@ class ItemReader:
         judged_by = references(sample)
         if not judged_by:
             raise DataError(f"sample {sample.id!r}: no reference and no answer to be judged by")
-        prompt = self._encode(sample, ask=True)
+        prompt = self.encoded(sample, ask=True)
         if any(message.role == "assistant" for message in sample.messages):
-            full = self._encode(sample, ask=False)
+            full = self.encoded(sample, ask=False)
         else:
             full = Encoded(prompt.input_ids, [IGNORED] * len(prompt.input_ids))
         image = load_image(sample.images[0]) if self.decode else None
         return Item(index, sample, image_id(sample), judged_by, prompt, full, image)
 
-    def _encode(self, sample: Sample, ask: bool) -> Encoded:
+    def encoded(self, sample: Sample, ask: bool) -> Encoded:
+        """Token ids and labels; with `ask` the prompt alone, ready to be answered."""
         processor = self.processor
         encoded = encode(
             sample if self.show_image else replace(sample, images=()),

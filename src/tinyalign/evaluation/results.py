@@ -18,7 +18,10 @@ from tinyalign.training.run_folder import differences
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
-FREE = ("batch_size", "device", "seconds", "images", "memories", "data")
+FREE = (
+    "batch_size", "device", "seconds", "images", "memories", "data",
+    "benchmark", "files", "counts", "without_interval",
+)  # fmt: skip
 """Settings that change no prediction, or that are only known at the end."""
 
 
@@ -95,6 +98,9 @@ class Results:
     one way."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """How answers were generated."""
+    contamination: dict[str, Any] = field(default_factory=dict)
+    """How much of what was judged was in the bank, and in the training data where that was given:
+    see `Contamination.as_dict`."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; every metric as `{value, low, high}`."""

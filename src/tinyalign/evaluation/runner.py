@@ -15,11 +15,12 @@ import torch
 from tinyalign.data.sample import Sample
 from tinyalign.errors import EvaluationError, first_few
 from tinyalign.evaluation.collection import Collection
+from tinyalign.evaluation.contamination import Contamination, find_contamination
 from tinyalign.evaluation.inputs import ItemReader, image_id, references
 from tinyalign.evaluation.judge import Judge
 from tinyalign.evaluation.parts import Judged
 from tinyalign.evaluation.results import Prediction, Results, Skipped, library_versions
-from tinyalign.evaluation.shards import Shard, rank
+from tinyalign.evaluation.shards import Shard, gather, rank
 from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
 from tinyalign.hashing import hash_tensors
 from tinyalign.log import logger, progress
@@ -61,6 +62,7 @@ def evaluate(
     protocol: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     scorer: Scorer | None = None,
+    contamination: Contamination | None = None,
 ) -> Evaluation:
     """Judge `model` on `samples`; greedy decoding.
 
@@ -86,6 +88,8 @@ def evaluate(
         protocol, data: how questions were put, and where samples lie, for the results.
         scorer: predictions, one for each sample that was judged and in order, to their scores;
             `max_new_tokens` must be given with it.
+        contamination: the samples' overlap with bank and training data; by default it is looked
+            for in the bank of `retriever`.
 
     Raises EvaluationError for an unknown task, when no sample could be judged, or when `out`
     holds an evaluation with other settings.
@@ -97,7 +101,7 @@ def evaluate(
     reader = ItemReader(
         samples,
         processor,
-        _memory_tokens(model, retriever),
+        memory_tokens(model, retriever),
         decode=cached_features is None or retriever is not None,  # memories exclude by image
         strict=strict,
         show_image=show_image,
@@ -111,6 +115,7 @@ def evaluate(
         logger.info("%s: finished before with these settings; nothing to do", collection.path)
         return Evaluation(*finished)
     _judge_all(judge, reader, collection, batch_size)
+    draft.contamination = (contamination or _in_bank(samples, retriever)).as_dict()
     draft.settings["seconds"] = round(time.perf_counter() - started, 3)
     found = _scored(draft, collection.join(), samples, scorer)
     if not found.missing:
@@ -134,7 +139,7 @@ def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_s
     todo = collection.start(reader.samples)
     total = len(collection.share.indices(len(reader.samples)))
     bar = progress("Evaluating", total) if rank() == 0 else nullcontext(lambda n: None)
-    with _evaluating(judge.model), bar as advance:
+    with evaluating(judge.model), bar as advance:
         advance(total - len(todo))
         for batch in reader.batches(batch_size, todo):
             collection.add(Judged(judge.judge(batch.items), batch.skipped))
@@ -165,6 +170,7 @@ def _scored(
         )
     scored = scorer(predictions)
     results.metrics = scored.metrics
+    results.settings |= scored.settings
     return Evaluation(results, scored.predictions)
 
 
@@ -198,6 +204,14 @@ def _draft(
     )
 
 
+def _in_bank(samples: Sequence[Sample], retriever: MemoryRetriever | None) -> Contamination:
+    """The samples' overlap with the retriever's bank; rank 0 looks for all."""
+    bank = getattr(retriever, "bank", None)
+    if bank is None:
+        return Contamination()
+    return gather(find_contamination(samples, bank=bank) if rank() == 0 else None)[0]
+
+
 def _without(learned: bool) -> str:
     return "soft_prompt" if learned else "off"
 
@@ -211,7 +225,7 @@ def _reference_set(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
     return list(found.values())
 
 
-def _memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:
+def memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:
     """How many memory placeholders a prompt has: none without memory, unless they are learned."""
     config = model.config
     if retriever is not None and not config.n_memory_tokens:
@@ -238,7 +252,7 @@ def _report(skipped: list[Skipped], total: int) -> None:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode and no gradients inside; the model's own mode again afterwards."""
     training = model.training
     model.eval()

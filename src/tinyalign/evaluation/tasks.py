@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.caption_metrics import (
@@ -31,6 +31,8 @@ class Scored:
 
     predictions: list[Prediction]
     metrics: dict[str, Interval]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else must be said with the numbers, such as answers that could not be read."""
 
 
 def check_task(task: str) -> None:

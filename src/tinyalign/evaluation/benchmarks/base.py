@@ -77,6 +77,16 @@ class Questions(Sequence[Question]):
         )
 
 
+def with_images(questions: Questions) -> Questions:
+    """The questions that have an image, such as ScienceQA's IMG subset; the notes say so."""
+    kept = [i for i, question in enumerate(questions) if question.has_image]
+    left_out = len(questions) - len(kept)
+    if not left_out:
+        return questions
+    notes = {**questions.notes, "questions_without_image_left_out": left_out}
+    return replace(questions.some(kept), notes=notes)
+
+
 def in_folder(folder: Path | None, names: Sequence[str | None]) -> Images:
     """Images as files of a folder, by question; None where a question has no image."""
     base = folder or Path()
@@ -148,6 +158,14 @@ class Benchmark(ABC):
         """What a model is asked: one sample a question, in order, images undecoded."""
         return BenchmarkSamples(self, questions, protocol)
 
+    def first(self, questions: Questions, limit: int) -> Questions:
+        """The first `limit` questions, all if there are no more."""
+        return questions.some(range(min(limit, len(questions))))
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of its own that decide a score; JSON-ready."""
+        return {}
+
     def ready(self) -> None:
         """Raise EvaluationError now for anything that scoring will need and is not there."""
         return None
@@ -206,4 +224,5 @@ class BenchmarkSamples(LazySamples):
             messages=(asked, *answer),
             source=self.benchmark.name,
             references=question.references,
+            category=question.group,
         )

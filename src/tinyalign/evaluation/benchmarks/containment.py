@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tinyalign.evaluation.benchmarks.base import Benchmark, Judged, Question
 from tinyalign.evaluation.benchmarks.measures import mean
@@ -40,6 +41,10 @@ class Containment(MmVet):
     def submission(self, texts: Mapping[str, str]) -> dict[str, str]:
         """There is no judge of this proxy to submit to."""
         return Benchmark.submission(self, texts)
+
+    def settings(self) -> dict[str, Any]:
+        """None: nobody grades."""
+        return {}
 
     def ready(self) -> None:
         """Nothing is needed: this is the offline proxy."""

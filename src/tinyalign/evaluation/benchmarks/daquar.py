@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.base import (
@@ -47,6 +48,10 @@ class Daquar(Benchmark):
         """
         self.wups, self.folder = wups, wordnet
         self._wordnet: WordNet | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Whether WUPS is measured."""
+        return {"wups": self.wups}
 
     def ready(self) -> None:
         """WUPS needs a WordNet; raises EvaluationError with how to get one."""

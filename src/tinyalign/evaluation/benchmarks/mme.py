@@ -80,6 +80,15 @@ class Mme(Benchmark):
         _check_pairs(items)
         return Questions(tuple(items), in_folder(Path(images or source), names))
 
+    def first(self, questions: Questions, limit: int) -> Questions:
+        """As for every benchmark; raises EvaluationError where it would tear a pair apart."""
+        if limit % 2:
+            raise EvaluationError(
+                f"MME asks two questions about each image: a limit of {limit} leaves one alone; "
+                f"take {limit + 1}."
+            )
+        return super().first(questions, limit)
+
     def prompt(self, question: Question, protocol: Protocol) -> str:
         """The suffix takes the place of the request to answer yes or no."""
         text = question.text

@@ -53,6 +53,10 @@ class MmVet(Benchmark):
         names = [entry["imagename"] for entry in content.values()]
         return Questions(items, in_folder(folder_of(images, file, "images"), names))
 
+    def settings(self) -> dict[str, Any]:
+        """Who grades."""
+        return {"judge": None if self.grader is None else self.grader.label}
+
     def ready(self) -> None:
         """There must be a judge before a model is asked anything that only it can grade."""
         if self.grader is None:

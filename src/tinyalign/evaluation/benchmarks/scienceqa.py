@@ -16,6 +16,7 @@ from tinyalign.evaluation.benchmarks.base import (
     Questions,
     in_folder,
     in_table,
+    with_images,
 )
 from tinyalign.evaluation.benchmarks.locate import beside, file_of, folder_of
 from tinyalign.evaluation.benchmarks.measures import mean
@@ -84,6 +85,13 @@ class ScienceQa(Benchmark):
         if isinstance(content, dict) and isinstance(content.get("outputs"), dict):
             return Answers(str(path), one_each(content["outputs"].items(), str(path)))
         return read_answers(path)
+
+    def complete(self, questions: Questions, predictions: str | Path) -> Questions:
+        """Only the questions with an image where no other is answered: a run of SQA-IMG."""
+        answered = self.answers(predictions, questions).texts
+        if any(q.id in answered for q in questions if not q.has_image):
+            return questions
+        return with_images(questions)
 
     def judge(
         self, questions: Sequence[Question], texts: Sequence[str], protocol: Protocol, seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,8 @@ def score_files(
     """
     if not Path(predictions).exists():
         raise EvaluationError(f"{predictions}: expected a file or a folder, found none.")
-    questions = _questions(benchmark, references, predictions)
+    source = _references(benchmark, references, predictions)
+    questions = benchmark.complete(read_questions(benchmark, source), predictions)
     with _readable(benchmark, predictions):
         answers = benchmark.answers(predictions, questions)
     benchmark.check_prompts(answers, protocol)
@@ -94,9 +95,9 @@ def score_files(
         bank=None,
         seed=seed,
         versions=library_versions(),
+        protocol=asked_by(benchmark, protocol),
         settings={
-            **settings(benchmark, protocol, questions, judged.counts),
-            "missing": len(absent),
+            **settings(benchmark, questions, {**judged.counts, "missing": len(absent)}),
             "submission": answers.submission,
             "predictions_hash": content_hash(predictions),
             "references_hash": content_hash(references or predictions),
@@ -120,17 +121,20 @@ def write_submission(benchmark: Benchmark, predictions: str | Path, out: str | P
     return len(content)
 
 
+def asked_by(benchmark: Benchmark, protocol: Protocol) -> dict[str, Any]:
+    """How questions are put and answers judged, for the `protocol` of a results file."""
+    return {**protocol.as_dict(), "rule": benchmark.rule, **benchmark.settings()}
+
+
 def settings(
-    benchmark: Benchmark, protocol: Protocol, questions: Questions, counts: dict[str, Any]
+    benchmark: Benchmark, questions: Questions, counts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a results file says about the asking and the judging, for runs and for files."""
+    """What a results file says about the questions and the judging, for runs and for files."""
     return {
         "benchmark": benchmark.title,
-        "protocol": protocol.as_dict(),
-        "rule": benchmark.rule,
         "images": len({question.image_id for question in questions}),
         "files": dict(questions.notes),
-        "counts": counts,
+        "counts": dict(counts),
     }
 
 
@@ -145,29 +149,36 @@ def content_hash(source: str | Path) -> str | None:
     return hash_bytes("".join(f"{p.name}:{hash_file(p)}|" for p in files).encode())
 
 
-def _questions(
-    benchmark: Benchmark, references: str | Path | None, predictions: str | Path
+def read_questions(
+    benchmark: Benchmark, source: str | Path, images: str | Path | None = None
 ) -> Questions:
-    if references is None and benchmark.name == "easy-vqa":
-        references = "test"
-    if references is None and not benchmark.self_contained:
+    """The benchmark's questions; EvaluationError where files are not its own, empty, or have an
+    id twice."""
+    with _readable(benchmark, source):
+        questions = benchmark.questions(source, images)
+    if not len(questions):
+        raise EvaluationError(f"{source}: no questions in it.")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise EvaluationError(f"{source}: question {question.id!r} occurs twice; keep one.")
+        seen.add(question.id)
+    return questions
+
+
+def _references(
+    benchmark: Benchmark, references: str | Path | None, predictions: str | Path
+) -> str | Path:
+    if references is not None:
+        return references
+    if benchmark.name == "easy-vqa":
+        return "test"
+    if not benchmark.self_contained:
         raise EvaluationError(
             f"{benchmark.title} predictions do not hold the truth: name the reference files with "
             f"--references ({benchmark.files})."
         )
-    source = predictions if references is None else references
-    with _readable(benchmark, source):
-        questions = benchmark.questions(source)
-    if not len(questions):
-        raise EvaluationError(f"{references or predictions}: no questions in it.")
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise EvaluationError(
-                f"{references or predictions}: question {question.id!r} occurs twice; keep one."
-            )
-        seen.add(question.id)
-    return benchmark.complete(questions, predictions)
+    return predictions
 
 
 @contextmanager
@@ -200,6 +211,7 @@ def _as_predictions(
             loss_sum=0.0,
             supervised_tokens=0,
             scores=scores,
+            category=question.group,
         )
         for question, text, scores in zip(questions, texts, judged.scores)
     ]
