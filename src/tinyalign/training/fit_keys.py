@@ -19,6 +19,8 @@ from tinyalign.training.recipe import KeyKind
 BLOCK = 64
 MEASURED = 20_000
 """So many pairs are enough for means."""
+DIRECTIONS = 5_000
+"""So many pairs are enough for the directions in which features vary."""
 FITTED = 300_000
 """So many pairs are enough for the aligned maps."""
 MAX_TOKENS = 256
@@ -89,19 +91,14 @@ def principal_directions(
     features: Features, usable: Sequence[int], width: int = IMAGE_WIDTH
 ) -> Tensor | None:
     """(D, width): the directions in which pooled features vary most; None where D is no more."""
-    covariance: Tensor | None = None
-    total, count = torch.zeros(()), 0
-    for rows in _blocks(usable):
-        pooled = features.batch(rows).mean(dim=1).double().cpu()  # (B, n, D) -> (B, D)
-        if pooled.shape[1] <= width:
-            return None
-        product = pooled.T @ pooled
-        covariance = product if covariance is None else covariance + product
-        total, count = total + pooled.sum(dim=0), count + len(pooled)
-    if covariance is None:
+    if not usable:
         return None
-    mean = total / count
-    directions = torch.linalg.eigh(covariance / count - mean[:, None] * mean).eigenvectors
+    blocks = [features.batch(rows).mean(dim=1) for rows in _blocks(_thinned(usable, DIRECTIONS))]
+    pooled = torch.cat(blocks).double().cpu()  # (N, D)
+    if pooled.shape[1] <= width:
+        return None
+    centred = pooled - pooled.mean(dim=0)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors
     return directions[:, -width:].flip(1).float().contiguous()
 
 
