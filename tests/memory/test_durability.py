@@ -29,7 +29,10 @@ from tinyalign.memory.lock import WriteLock
 from tinyalign.memory.writer import finish_commit
 
 LONG = bool(os.environ.get("TINYALIGN_LONG_TESTS"))
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork"),
+]
 
 
 @pytest.fixture(scope="module")

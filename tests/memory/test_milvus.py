@@ -31,6 +31,8 @@ from tinyalign.model.build import build_model
 pytest.importorskip("pymilvus", reason="needs the extra [milvus]")
 pytest.importorskip("milvus_lite", reason="needs Milvus Lite, of the extra [milvus]")
 
+pytestmark = pytest.mark.slow  # an engine in the process, half a minute
+
 SOURCES = ("photos", 'with "quotes"', "back\\slash")
 
 
