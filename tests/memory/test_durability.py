@@ -246,7 +246,7 @@ class Disk:
         self.look()
 
     def look(self) -> None:
-        """Names as they are now, the manifest's alone, or as last synced: any may be on the disk."""
+        """Names as now, the manifest's alone, or as last synced: any may be on the disk."""
         now = self._names()
         for names in (now, self.names | {"manifest.json": now["manifest.json"]}, self.names):
             self.images.append({name: self.data.get(node, b"") for name, node in names.items()})
