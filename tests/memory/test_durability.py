@@ -249,8 +249,9 @@ class Disk:
         self.look()
 
     def look(self) -> None:
-        """Names as last synced, and names as they are now: either may have reached the disk."""
-        for names in (self.names, self._names()):
+        """Names as now, the manifest's alone, or as last synced: any may be on the disk."""
+        now = self._names()
+        for names in (now, self.names | {"manifest.json": now["manifest.json"]}, self.names):
             self.images.append({name: self.data.get(node, b"") for name, node in names.items()})
 
 
@@ -267,7 +268,7 @@ def test_a_power_cut_leaves_a_whole_bank(made, work, copy: Path, tmp_path, monke
     for number, image in enumerate(disk.images):
         folder = put(tmp_path / "bank", image | extra)
         check_after(made, folder, before, after, f"image {number}")
-    folder = put(tmp_path / "bank", disk.images[-2] | extra)
+    folder = put(tmp_path / "bank", disk.images[-1] | extra)
     assert made.contents(MemoryBank.open(folder)) == after  # it was vouched for, so it is there
 
 
