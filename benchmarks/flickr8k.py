@@ -1,6 +1,6 @@
 """What memory buys on Flickr8k, beside the controls that tell memory from extra tokens.
 
-    python benchmarks/flickr8k.py run [--arms A B ...] [--seeds 0 1 2] [--workers 2]
+    python benchmarks/flickr8k.py run [--arms A B ...] [--seeds 0 1 2] [--workers 2] [--set A=B]
     python benchmarks/flickr8k.py report
 
 Arms without a finished run are left out of the report.
@@ -80,40 +80,48 @@ LINES = {
 }
 
 
-def run_one(arm: str, seed: int, captions: int) -> None:
-    """Train one arm with one seed and caption the first `captions` dev photos."""
-    from tinyalign.data.readers import open_dataset
-    from tinyalign.evaluation.runner import evaluate
+def run_one(arm: str, seed: int, captions: int, settings: dict[str, str]) -> None:
+    """Train one arm with one seed and caption the first `captions` dev photos, part way too."""
     from tinyalign.log import setup_logging
-    from tinyalign.memory.attach import attach_memory
-    from tinyalign.model.modeling import TinyAlignForConditionalGeneration
-    from tinyalign.model.processing import TinyAlignProcessor
     from tinyalign.training.recipe_files import load_recipe
     from tinyalign.training.run import train
 
     setup_logging()
     folder = RUNS / f"{arm}-{seed}"
-    recipe = load_recipe(RECIPE, {**ARMS[arm][1], "seed": seed, "output": str(folder)})
+    own = {"pretrain.save_fractions": [0.25, 0.5], "seed": seed, "output": str(folder)}
+    recipe = load_recipe(RECIPE, {**ARMS[arm][1], **own, **settings})
     done = train(recipe)
-    out = folder / "captions" / "results.json"
-    if captions and not out.is_file():
-        model = TinyAlignForConditionalGeneration.from_pretrained(done.model).eval()
-        processor = TinyAlignProcessor.from_pretrained(done.model)
-        retriever = None
-        if recipe.memory.reads_bank:
-            retriever = attach_memory(model, processor, done.bank)
-        if recipe.memory.control == "random_neighbours":
-            from tinyalign.evaluation.controls import RandomMemories
-
-            retriever = RandomMemories(retriever, seed=seed)
-        samples = open_dataset(DEV, captions="first", limit=captions)
-        evaluate(
-            model, processor, samples, task="caption", retriever=retriever, batch_size=50,
-            max_new_tokens=24, out=out,
-        )  # fmt: skip
+    models = {model: f"captions-{model.name[6:]}" for model in folder.glob("model-[0-9]*")}
+    for model, name in {**models, done.model: "captions"}.items():
+        out = folder / name / "results.json"
+        if captions and not out.is_file():
+            caption(model, done.bank if recipe.memory.reads_bank else None, recipe, captions, out)
 
 
-def run_all(arms: list[str], seeds: list[int], workers: int, captions: int) -> None:
+def caption(model_folder: Path, bank: Path | None, recipe: Any, captions: int, out: Path) -> None:
+    """Caption dev photos with a saved model."""
+    from tinyalign.data.readers import open_dataset
+    from tinyalign.evaluation.controls import RandomMemories
+    from tinyalign.evaluation.runner import evaluate
+    from tinyalign.memory.attach import attach_memory
+    from tinyalign.model.modeling import TinyAlignForConditionalGeneration
+    from tinyalign.model.processing import TinyAlignProcessor
+
+    model = TinyAlignForConditionalGeneration.from_pretrained(model_folder).eval()
+    processor = TinyAlignProcessor.from_pretrained(model_folder)
+    retriever = None if bank is None else attach_memory(model, processor, bank)
+    if recipe.memory.control == "random_neighbours":
+        retriever = RandomMemories(retriever, seed=recipe.seed)
+    samples = open_dataset(DEV, captions="first", limit=captions)
+    evaluate(
+        model, processor, samples, task="caption", retriever=retriever, batch_size=50,
+        max_new_tokens=24, out=out,
+    )  # fmt: skip
+
+
+def run_all(
+    arms: list[str], seeds: list[int], workers: int, captions: int, settings: list[str]
+) -> None:
     """Every arm and seed, `workers` at a time, each in a process of its own."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
@@ -122,6 +130,7 @@ def run_all(arms: list[str], seeds: list[int], workers: int, captions: int) -> N
     def work(job: tuple[str, int]) -> int:
         arm, seed = job
         own = ["--arms", arm, "--seeds", str(seed), "--captions", str(captions)]
+        own += [part for setting in settings for part in ("--set", setting)]
         with open(RUNS / f"{arm}-{seed}.log", "a") as log:
             command = [sys.executable, __file__, "one", *own]
             code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
@@ -358,11 +367,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--captions", type=int, default=1000, help="dev photos to caption")
+    parser.add_argument("--set", action="append", default=[], help="further NAME=VALUE settings")
     args = parser.parse_args()
     if args.what == "run":
-        run_all(args.arms, args.seeds, args.workers, args.captions)
+        run_all(args.arms, args.seeds, args.workers, args.captions, args.set)
     elif args.what == "one":
-        run_one(args.arms[0], args.seeds[0], args.captions)
+        settings = dict(setting.split("=", 1) for setting in args.set)
+        run_one(args.arms[0], args.seeds[0], args.captions, settings)
     else:
         report()
 

@@ -33,7 +33,11 @@ def steps_of(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
+    return weights_in(folder / "model")
+
+
+def weights_in(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
 
 
 def test_a_one_stage_run_folder(recipe: Recipe) -> None:
@@ -146,6 +150,37 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(recipe: Recipe) ->
     train(recipe)
     with pytest.raises(ConfigError, match=r"memory\.k 2 -> 0"):
         train(recipe.with_k(0))
+
+
+def test_a_run_of_an_earlier_release_is_still_known(recipe: Recipe) -> None:
+    train(recipe)
+    note = Path(recipe.output) / "settings.json"
+    settings = json.loads(note.read_text())
+    for part, name in (("pretrain", "save_fractions"), ("memory", "values_dtype")):
+        settings[part].pop(name)  # as if the setting did not exist when the run was made
+    note.write_text(json.dumps(settings))
+    assert train(recipe).stages[0].steps == 6
+    note.write_text(json.dumps(settings))
+    later = replace(recipe, pretrain=replace(recipe.pretrain, save_fractions=[0.5]))
+    with pytest.raises(ConfigError, match="save_fractions"):
+        train(later)
+
+
+def test_the_model_part_way_is_saved_where_asked(two_stage_recipe: Recipe) -> None:
+    stage = replace(two_stage_recipe.finetune, save_fractions=[0.34, 1.0])
+    model = replace(two_stage_recipe.model, dtype="bfloat16")
+    result = train(replace(two_stage_recipe, finetune=stage, model=model))
+    folder = result.folder / "finetune"
+    saved = {p.name: p for p in folder.glob("model-*")}
+    assert set(saved) == {"model-1", "model-3"}
+    early, last, final = (weights_in(p) for p in (*sorted(saved.values()), result.model))
+    assert early.keys() == final.keys()
+    assert all(torch.equal(last[name], final[name]) for name in final)
+    assert any(not torch.equal(early[name], final[name]) for name in final)
+    assert {name: value.dtype for name, value in early.items()} == {
+        name: value.dtype for name, value in final.items()
+    }
+    AutoModelForImageTextToText.from_pretrained(saved["model-1"])
 
 
 def test_the_baseline_is_the_same_recipe_with_k_0(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, ModelArgs, Recipe
+from tinyalign.training.stage_args import StageArgs
 
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
@@ -100,7 +101,7 @@ class RunFolder:
         now = deciding(self.recipe, stage)
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            different = differences(before, json.loads(json.dumps(now)))
+            different = differences(_completed(before), json.loads(json.dumps(now)))
             if different:
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
@@ -109,7 +110,8 @@ class RunFolder:
         note.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
     def _clear(self, folder: Path) -> None:
-        for name in (CHECKPOINTS, "model", "tensorboard"):
+        snapshots = [path.name for path in folder.glob("model-[0-9]*")]
+        for name in (CHECKPOINTS, "model", "tensorboard", *snapshots):
             shutil.rmtree(folder / name, ignore_errors=True)
         for pattern in (
             FINISHED,
@@ -172,6 +174,31 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def fingerprint(recipe: Recipe, stage: Stage) -> str:
     """Hash of the settings that decide a stage's result."""
     return hash_json(deciding(recipe, stage))
+
+
+def _completed(before: dict[str, Any]) -> dict[str, Any]:
+    """Settings noted by an earlier release, with the defaults of those it did not have."""
+    parts = {"model": ModelArgs, "memory": MemoryArgs, "data": DataArgs}
+    kinds = {**parts, "pretrain": StageArgs, "finetune": StageArgs}
+    filled = {name: _filled(before[name], kinds[name]) for name in kinds if name in before}
+    data = {name: v for name, v in filled.get("data", {}).items() if name not in FREE_DATA}
+    sources = {name: _filled(value, DataSource) for name, value in data.items() if _is_one(value)}
+    return {**before, **filled, "data": {**data, **sources}}
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, dict) and "path" in value
+
+
+def _filled(settings: dict[str, Any], kind: type) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.default is not MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            made = field.default_factory()
+            defaults[field.name] = asdict(made) if is_dataclass(made) else made
+    return {**defaults, **settings}
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -54,6 +54,8 @@ class StageArgs:
     """Save a checkpoint to resume from every so many steps; none where it is null."""
     keep_checkpoints: int = 1
     """So many of the last checkpoints are kept while training."""
+    save_fractions: list[float] = field(default_factory=list)
+    """When to save the model as it then is, in model-STEP: shares of the stage's steps."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "connector_learning_rate", "vision_learning_rate"):
@@ -72,10 +74,10 @@ class StageArgs:
             raise ConfigError(f"epochs must be positive, found {self.epochs}")
         if not 0.0 <= self.warmup < 1.0:
             raise ConfigError(f"warmup is a share of the steps, 0 to below 1; found {self.warmup}")
-        if any(not 0.0 <= share <= 1.0 for share in self.eval_fractions):
-            raise ConfigError(
-                f"eval_fractions are shares of the steps, 0 to 1; found {self.eval_fractions}"
-            )
+        for name in ("eval_fractions", "save_fractions"):
+            shares = getattr(self, name)
+            if any(not 0.0 <= share <= 1.0 for share in shares):
+                raise ConfigError(f"{name} are shares of the steps, 0 to 1; found {shares}")
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ConfigError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "

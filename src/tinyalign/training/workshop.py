@@ -50,6 +50,7 @@ from tinyalign.training.run_folder import (
     StageResult,
     fingerprint,
 )
+from tinyalign.training.snapshots import SaveModelAt
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.trainer import TinyAlignTrainer
@@ -221,6 +222,9 @@ class Workshop:
         )
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
+        if self.args.save_fractions:
+            shares, dtype = self.args.save_fractions, self.recipe.model.dtype
+            trainer.add_callback(SaveModelAt(shares, folder, self.processor, dtype))
         if trainer.is_world_process_zero():
             trainer.add_callback(TensorBoardCallback(_tensorboard(folder / "tensorboard")))
         return trainer
