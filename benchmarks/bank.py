@@ -270,7 +270,7 @@ def build_rates(folder: Path, pairs: int, slow_pairs: int) -> dict[str, Any]:
     from tinyalign.model.vision import VisionEncoder
 
     samples = open_dataset(PHOTOS, captions="first", limit=pairs)
-    vision = VisionEncoder.load("efficientnet-lite2")
+    vision = VisionEncoder.load("efficientnet-lite2", dtype=torch.bfloat16)
     tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=2048)
     few = vision.encode([load_image(samples[i].images[0]) for i in range(32)])
     torch.manual_seed(0)

@@ -109,6 +109,7 @@ def trained(out: Path, steps: int, photos: int, perceiver_steps: int) -> Any:
         "memory.captions": None,
         "memory.key": "pooled",
         "memory.alpha": 1.0,
+        "memory.drop_probability": 0.0,
         "memory.compress.min_steps": perceiver_steps,
         "pretrain.max_steps": steps,
     }
@@ -150,9 +151,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=3000, help="training photos")
     args = parser.parse_args()
 
+    import torch
+
     from tinyalign.data.readers import open_dataset
     from tinyalign.log import setup_logging
-    from tinyalign.memory.bank import MemoryBank
     from tinyalign.memory.changes import add_samples, remove_entries
     from tinyalign.model.vision import VisionEncoder
 
@@ -163,7 +165,7 @@ def main() -> None:
     shutil.copytree(done.bank, bank)  # the one in the cache stays as it is
     samples = open_dataset(args.out / "data" / "dev-asked.jsonl")
     new = open_dataset(args.out / "data" / "dev-remembered.jsonl", limit=100)
-    vision = VisionEncoder.load(MemoryBank.open(bank).manifest.vision_name)
+    vision = VisionEncoder.load("efficientnet-lite2", dtype=torch.bfloat16)
     report: dict[str, Any] = {"seconds": {}}
     answers = {"no memory": asked(done, bank, samples, args.out / "none", k=0)}
     answers["before"] = asked(done, bank, samples, args.out / "before")

@@ -79,6 +79,7 @@ def test_version(run):
     assert run("--version")[:2] == (0, f"tinyalign {tinyalign.__version__}\n")
 
 
+@pytest.mark.slow  # a process of its own
 def test_python_m_is_a_door_too():
     command = [sys.executable, "-m", "tinyalign", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tinyalign.data.images import load_image
@@ -26,6 +27,7 @@ from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.changes import add_samples, remove_entries
 from tinyalign.memory.editor import compact
 from tinyalign.memory.retriever import Retriever
+from tinyalign.model.vision import VisionEncoder
 from tinyalign.serving.browse import server as server_module
 from tinyalign.serving.browse import view as view_module
 from tinyalign.serving.browse.pictures import Pictures
@@ -185,8 +187,9 @@ def test_wrong_questions_are_answered_with_what_is_wrong(
 # ------------------------------------------------------------------------------------- searching
 
 
-def test_search_is_the_retrievers(client: Client, folder: Path, samples, vision):  # noqa: F811
+def test_search_is_the_retrievers(client: Client, folder: Path, samples, tiny_vision_dir):  # noqa: F811
     retriever = Retriever.open(MemoryBank.open(folder), 5)
+    encoder = VisionEncoder.load(tiny_vision_dir, dtype=torch.bfloat16)  # as models hold theirs
     picture, text = png(4), "What colour is shape 2?"
     image = load_image(samples[4].images[0])
     for reply, asked in (
@@ -194,7 +197,7 @@ def test_search_is_the_retrievers(client: Client, folder: Path, samples, vision)
         (client.post(picture, k=5), {"image": image}),
         (client.post(picture, k=5, text=text), {"image": image, "text": text}),
     ):
-        hits = retriever.search(**asked, vision=vision, k=5)
+        hits = retriever.search(**asked, vision=encoder, k=5)
         assert ids(reply) == [hit.entry.id for hit in hits]
         scores = [entry["score"] for entry in reply.json["entries"]]
         assert scores == pytest.approx([hit.score for hit in hits])

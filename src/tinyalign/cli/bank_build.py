@@ -59,7 +59,7 @@ def bank_build(args: BankBuildArgs) -> int:
     device = _device(args.device)
     compressor = Compressor.load(find_compressor(args.compressor))
     samples = draw(open_source(args, args.seed), args.entries, args.seed)
-    encoder = load_encoder(args.vision, device)
+    encoder = load_encoder(args.vision, device, args.dtype)
     cached = args.cache and share.count == 1
     built = build_bank(
         samples,

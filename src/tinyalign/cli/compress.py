@@ -46,7 +46,8 @@ def compress_train(args: CompressTrainArgs) -> int:
         )
     device = choose_device(args.device)
     samples = open_source(args, args.seed)
-    features = cached_features(args, load_encoder(args.vision, device), samples)
+    encoder = load_encoder(args.vision, device, args.dtype)
+    features = cached_features(args, encoder, samples)
     settings = CompressArgs(**{f.name: getattr(args, f.name) for f in fields(CompressArgs)})
     train_compressor(
         samples,

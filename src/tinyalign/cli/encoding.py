@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinyalign.cli.options import DataOptions
 from tinyalign.errors import BankError
@@ -25,6 +25,8 @@ class EncoderOptions(DataOptions):
     """Folder to write."""
     vision: str = "efficientnet-lite2"
     """Vision encoder: a hub id, a folder, or a packaged name. It must be the model's."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision that the encoder computes in; models run theirs in bfloat16 by default."""
     cache_folder: str | None = None
     """Where vision features are kept for the next time; by default $TINYALIGN_CACHE, or
     ~/.cache/tinyalign."""
@@ -48,11 +50,13 @@ def cached_features(
     return cache.cover(samples, strict=args.strict)
 
 
-def load_encoder(name: str, device: Any) -> VisionEncoder:
+def load_encoder(name: str, device: Any, dtype: str = "bfloat16") -> VisionEncoder:
     """The vision encoder of that name, on the device."""
+    import torch
+
     from tinyalign.model.vision import VisionEncoder
 
-    encoder = VisionEncoder.load(name)
+    encoder = VisionEncoder.load(name, dtype=getattr(torch, dtype))
     encoder.tower.to(device)
     return encoder
 

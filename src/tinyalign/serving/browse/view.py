@@ -233,7 +233,7 @@ class BankView:
                 "name it with --vision when you start the page"
             )
         logger.info("loading the vision encoder %s, for the first image", self.vision_name)
-        vision = VisionEncoder.load(self.vision_name)
+        vision = VisionEncoder.load(self.vision_name, dtype=torch.bfloat16)
         check_encoder(self.bank, vision.hash)
         vision.tower.to(self.device)
         return vision
