@@ -156,13 +156,13 @@ def test_a_run_of_an_earlier_release_is_still_known(recipe: Recipe) -> None:
     train(recipe)
     note = Path(recipe.output) / "settings.json"
     settings = json.loads(note.read_text())
-    for part, name in (("pretrain", "save_fractions"), ("memory", "values_dtype")):
+    for part, name in (("pretrain", "weight_decay"), ("memory", "values_dtype")):
         settings[part].pop(name)  # as if the setting did not exist when the run was made
     note.write_text(json.dumps(settings))
     assert train(recipe).stages[0].steps == 6
     note.write_text(json.dumps(settings))
-    later = replace(recipe, pretrain=replace(recipe.pretrain, save_fractions=[0.5]))
-    with pytest.raises(ConfigError, match="save_fractions"):
+    later = replace(recipe, pretrain=replace(recipe.pretrain, weight_decay=0.5))
+    with pytest.raises(ConfigError, match=r"weight_decay 0.0 -> 0.5"):
         train(later)
 
 

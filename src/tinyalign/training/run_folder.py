@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device")
 FREE_DATA = ("workers", "cache_folder")
+FREE_STAGE = ("save_fractions",)
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,9 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         settings.pop(name)
     for name in FREE_DATA:
         settings["data"].pop(name)
+    for name in FREE_STAGE:
+        for part in ("pretrain", "finetune"):
+            settings[part].pop(name)
     if stage == "pretrain":
         for name in (other, "start_from"):
             settings.pop(name)
@@ -181,6 +185,8 @@ def _completed(before: dict[str, Any]) -> dict[str, Any]:
     parts = {"model": ModelArgs, "memory": MemoryArgs, "data": DataArgs}
     kinds = {**parts, "pretrain": StageArgs, "finetune": StageArgs}
     filled = {name: _filled(before[name], kinds[name]) for name in kinds if name in before}
+    for stage in filled.keys() & {"pretrain", "finetune"}:
+        filled[stage] = {k: v for k, v in filled[stage].items() if k not in FREE_STAGE}
     data = {name: v for name, v in filled.get("data", {}).items() if name not in FREE_DATA}
     sources = {name: _filled(value, DataSource) for name, value in data.items() if _is_one(value)}
     return {**before, **filled, "data": {**data, **sources}}
