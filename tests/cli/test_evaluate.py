@@ -70,6 +70,20 @@ def test_one_flag_each_for_what_retrieval_did(evaluate, judged: Path, tmp_path: 
     assert len({rows[row]["metrics"]["loss"]["value"] for row in rows}) == 4
 
 
+def test_the_precision_is_the_saved_one_or_the_one_asked_for(evaluate, tmp_path: Path):
+    found = {}
+    for name in ("auto", "bfloat16", "float32"):
+        code, out, errors = evaluate("--dtype", name, "--out", tmp_path / name, "--json")
+        assert code == 0, errors
+        found[name] = json.loads(out)
+    assert {name: one["settings"]["dtype"] for name, one in found.items()} == {
+        "auto": "torch.float32",
+        "bfloat16": "torch.bfloat16",
+        "float32": "torch.float32",
+    }
+    assert found["auto"]["metrics"] == found["float32"]["metrics"] != found["bfloat16"]["metrics"]
+
+
 def test_rows_are_printed_together_with_what_memory_changed(evaluate, judged: Path, tmp_path: Path):
     words = ("--bank", judged / "bank", "--rows", "all", "--out", tmp_path)
     code, out, _ = evaluate(*words)

@@ -68,7 +68,10 @@ class EvaluateArgs(BenchmarkOptions, DataOptions):
     shard: str | None = None
     """I/N: judge the I-th of N parts; the last shard to finish in the same --out joins them."""
     batch_size: int = 16
-    """Samples at once; changes no prediction."""
+    """Samples at once; in float32 no prediction depends on it."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of tower and LLM, by default as saved. In bfloat16 an answer on the very edge can
+    tip with the batch size."""
     max_new_tokens: int | None = None
     """Tokens an answer may have, by default enough for the task; 0 measures the loss alone."""
     seed: int = 0
@@ -114,7 +117,9 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
 
     shard = None if args.shard is None else Shard.parse(args.shard)
     samples, settings = _asked(args)
-    loaded = load(args.model, args.bank, k=args.k, device=local_device(args.device))
+    loaded = load(
+        args.model, args.bank, k=args.k, device=local_device(args.device), dtype=args.dtype
+    )
     settings |= {
         "out": args.out,
         "seed": args.seed,

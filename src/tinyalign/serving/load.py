@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -19,6 +19,8 @@ from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
 from tinyalign.training.parts import choose_device, find_model
 from tinyalign.training.workshop import MEMORY_NOTE
+
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,18 @@ class Loaded:
 
 
 def load(
-    model: str | Path, bank: str | Path | None = None, *, k: int | None = None, device: str = "auto"
+    model: str | Path,
+    bank: str | Path | None = None,
+    *,
+    k: int | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
 ) -> Loaded:
     """Load a TinyAlign model from its folder or its run folder, and attach a bank.
 
     bank: a bank folder, a run folder, which knows the bank it was trained with, or the Milvus
     URI of a bank. k: memories a question, by default the model's own. device: "auto" takes a GPU
-    where there is one.
+    where there is one. dtype: of tower and LLM, by default as saved; connectors stay float32.
 
     Raises ConfigError where there is no model, ModelError for one that is damaged or another
     kind of model, BankError for a bank that is not the model's.
@@ -51,7 +58,7 @@ def load(
         raise ConfigError(f"k = {k} memories were asked for, but no bank to take them from")
     if bank is not None and not is_milvus(bank) and not Path(bank).is_dir():
         raise BankError(f"{bank}: no such folder; name a memory bank, or a run that used one")
-    loaded, processor = _from_folder(folder)
+    loaded, processor = _from_folder(folder, dtype)
     loaded.to(where).eval()
     retriever = None
     if bank is not None:
@@ -74,7 +81,7 @@ def find_bank(path: str | Path) -> str | Path:
     return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])
 
 
-def _from_folder(folder: Path) -> tuple[Any, Any]:
+def _from_folder(folder: Path, dtype: Dtype) -> tuple[Any, Any]:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -85,7 +92,7 @@ def _from_folder(folder: Path) -> tuple[Any, Any]:
             f"{folder}: holds a {kind!r} model, expected {wanted!r}, as `tinyalign train` writes it"
         )
     try:
-        model = TinyAlignForConditionalGeneration.from_pretrained(folder)
+        model = TinyAlignForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         return model, TinyAlignProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ModelError(
