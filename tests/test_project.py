@@ -83,6 +83,7 @@ print(json.dumps({"names": names, "failures": failures}))
 """
 
 
+@pytest.mark.slow  # processes of its own
 def test_every_module_imports_with_the_core_dependencies_only():
     optional = sorted({each.name.replace("-", "_") for each in extras()} | set(NEVER_CORE))
     done = run_python(IMPORT_WITHOUT, json.dumps(optional))
@@ -97,6 +98,7 @@ def test_every_module_imports_with_the_core_dependencies_only():
     assert on_disk <= set(found["names"]), "a folder without __init__.py hides these modules"
 
 
+@pytest.mark.slow  # processes of its own
 def test_importing_tinyalign_leaves_heavy_packages_alone():
     heavy = ("datasets", "pyarrow", "matplotlib", "jsonargparse", "tensorboard")
     code = (
@@ -112,6 +114,7 @@ def test_importing_tinyalign_leaves_heavy_packages_alone():
 
 
 @pytest.mark.parametrize("name", ["gguf", "matplotlib"])
+@pytest.mark.slow  # processes of its own
 def test_the_import_blocker_blocks(name: str):
     """Otherwise the test above would pass with any import at all."""
     done = run_python(IMPORT_WITHOUT + f"\nimport {name}", json.dumps([name]))

@@ -42,6 +42,7 @@ def test_the_configs_name_the_classes(saved: Path) -> None:
     assert processor["auto_map"] == {"AutoProcessor": "tinyalign_auto.TinyAlignProcessor"}
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_fresh_process_loads_it_from_the_package_and_saves_it_alike(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from tinyalign.serving.browse.view import BankView
 
 from ..memory.conftest import bank, compressor, make_sample, samples, vision  # noqa: F401
 
+pytestmark = pytest.mark.slow  # a browser
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'"
 CARD = re.compile(r'<a class="card" href="([^"]*)">(.*?)</a>', re.DOTALL)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -45,6 +46,7 @@ def readme_snippet(model: Path, bank: Path) -> str:
     return snippet.replace('"runs/mine/model"', repr(str(model))).replace('"bank"', repr(str(bank)))
 
 
+@pytest.mark.slow  # processes of its own
 def test_readmes_python_then_pipelines_and_ask_agree(world, photo: Image.Image, tmp_path: Path):
     model, picture = tmp_path / "model", tmp_path / "photo.png"
     world.model.save_pretrained(model)

@@ -74,6 +74,7 @@ def family(language: str) -> str:
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.slow  # a run for each recipe
 def test_two_steps(
     name: str,
     llms: dict[str, Path],

@@ -94,6 +94,7 @@ def test_both_stages(two_stage_recipe: Recipe) -> None:
     assert all(torch.equal(before[n], after[n]) for n in tower)
 
 
+@pytest.mark.slow  # several runs
 def test_stages_one_after_the_other_are_both_at_once(two_stage_recipe: Recipe) -> None:
     at_once = train(replace(two_stage_recipe, output=f"{two_stage_recipe.output}-both"))
     train(two_stage_recipe, stage="pretrain")
@@ -118,6 +119,7 @@ def interrupted(recipe: Recipe, calls: int, monkeypatch: pytest.MonkeyPatch) -> 
             train(recipe)
 
 
+@pytest.mark.slow  # several runs
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(recipe: Recipe, monkeypatch) -> None:
     stage = replace(recipe.pretrain, epochs=2, micro_batch_size=2, checkpoint_steps=5)
     memory = replace(recipe.memory, drop_probability=0.3)
@@ -282,6 +284,7 @@ def test_a_bank_named_in_the_recipe_is_used(recipe: Recipe, tmp_path: Path) -> N
     assert MemoryBank.open(shop.bank.folder).hash == bank.hash
 
 
+@pytest.mark.slow  # several runs
 def test_without_a_cache_the_tower_runs_at_every_step_with_the_same_result(recipe: Recipe) -> None:
     live = replace(recipe, data=replace(recipe.data, cache="none"))
     cached, computed = train(recipe), train(replace(live, output=f"{recipe.output}-live"))
@@ -326,6 +329,7 @@ def test_a_bad_picture_and_an_empty_conversation_are_left_out_and_listed(
     assert "gone.png" in skipped["pair-3"]
 
 
+@pytest.mark.slow  # several runs
 def test_training_takes_odd_pictures_and_leaves_out_broken_ones(
     recipe: Recipe, pairs: Path, tmp_path: Path
 ) -> None:

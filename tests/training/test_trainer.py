@@ -76,6 +76,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_it_is_accumulated(r
             torch.testing.assert_close(split[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # several runs
 def test_a_run_split_into_micro_batches_has_the_same_curve(recipe) -> None:
     curves = []
     for micro in (4, 2, 1):
