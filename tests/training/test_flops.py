@@ -20,7 +20,7 @@ from tinyalign.training.workshop import Workshop
 @pytest.mark.parametrize("language", ["frozen", "full"])
 @pytest.mark.parametrize("cache", ["features", "none"])
 def test_a_step_costs_what_torch_counts(recipe: Recipe, language: str, cache: str) -> None:
-    """But for what is left out: attention scores here, and gradients of the first inputs."""
+    """But for attention scores, and for gradients that a connector's first matrix spares."""
     stage = replace(recipe.pretrain, language=language)
     recipe = replace(recipe, pretrain=stage, data=replace(recipe.data, cache=cache))
     folder = RunFolder(recipe)
@@ -39,7 +39,7 @@ def test_a_step_costs_what_torch_counts(recipe: Recipe, language: str, cache: st
         shop.model(**inputs, supervised_only=True, use_cache=False).loss.backward()
     estimate = model_flops(shop.model, cached=cache == "features").of(work)
     counted = counter.get_total_flops() - _attention_scores(shop, batch["input_ids"].shape)
-    assert estimate == pytest.approx(counted, rel=0.06)
+    assert estimate == pytest.approx(counted, rel=0.1)
 
 
 def _attention_scores(shop: Workshop, shape: torch.Size) -> int:
