@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ from tinyalign.training.recipe_files import load_recipe, save_recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import deciding
 from tinyalign.training.throughput import MEASURES
+from tinyalign.training.tracking import check_trackers
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -28,6 +31,32 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_made(
     with pytest.raises(ConfigError, match=rf'pip install "tinyalign-vlm\[{name}\]"'):
         train(replace(recipe, track=["tensorboard", name]))
     assert not Path(recipe.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "login", "says"),
+    [
+        ("online", lambda prompt: False, "run `wandb login`; or set WANDB_MODE=offline"),
+        ("online", lambda prompt: 1 / 0, "does not answer: division by zero; or set WANDB_MODE"),
+        ("online", lambda prompt: True, None),
+        ("online", lambda: True, None),
+        ("offline", lambda prompt: False, None),
+    ],
+)
+def test_wandb_without_an_account_is_said(mode: str, login, says: str | None, monkeypatch) -> None:
+    settings = SimpleNamespace(mode=mode)
+    wandb = SimpleNamespace(
+        run=None, login=login, Error=ZeroDivisionError,
+        setup=lambda: SimpleNamespace(settings=settings),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(tracking, "find_spec", lambda package: object())
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    if says is None:
+        check_trackers(["wandb"])
+    else:
+        with pytest.raises(ConfigError, match=says):
+            check_trackers(["wandb"])
 
 
 def test_the_same_run_may_be_tracked_elsewhere_when_it_is_resumed(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from tinyalign.training.recipe import Recipe, Tracker
 from tinyalign.training.run_folder import Stage
 
 PROJECT = "tinyalign"
+OFFLINE = "or set WANDB_MODE=offline to keep the curves on this machine"
 
 
 def check_trackers(track: Sequence[Tracker]) -> None:
@@ -33,11 +34,20 @@ def check_trackers(track: Sequence[Tracker]) -> None:
 def _check_wandb_account() -> None:
     import wandb
 
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and wandb.run is None and not wandb.api.api_key and not sys.stdin.isatty():
+    offline = wandb.setup().settings.mode != "online"
+    if offline or wandb.run is not None or sys.stdin.isatty():  # on a terminal W&B asks by itself
+        return
+    try:
+        known = wandb.login(prompt=False)
+    except TypeError:  # releases before 0.31 take no `prompt`
+        return
+    except wandb.Error as error:
         raise ConfigError(
-            "track names wandb, but there is no account to send to; run `wandb login`, or set "
-            "WANDB_MODE=offline to keep the curves on this machine"
+            f"track names wandb, which does not answer: {error}; {OFFLINE}"
+        ) from error
+    if not known:
+        raise ConfigError(
+            f"track names wandb, but there is no account: run `wandb login`; {OFFLINE}"
         )
 
 
