@@ -103,6 +103,7 @@ def measure(option: Option, steps: int, threads: int) -> dict[str, float]:
     from tinyalign.training.stage_args import StageArgs
 
     torch.set_num_threads(threads)
+    torch.manual_seed(0)
     dtype = getattr(torch, option.precision)
     model, _ = build_model(
         "efficientnet-lite2", "smollm2-135m", dtype=dtype, attn_implementation=option.attention
@@ -137,7 +138,7 @@ def measure(option: Option, steps: int, threads: int) -> dict[str, float]:
     medians = [statistics.median(column) for column in zip(*rows[1:])]
     names = ("seconds", "processor_seconds", "optimizer_seconds")
     peak = peak_resident() / 1e9
-    return {**dict(zip(names, medians)), "peak_gb": peak, "loss": float(loss)}
+    return {**dict(zip(names, medians)), "peak_gb": peak, "loss": loss.item()}
 
 
 def table(results: dict[str, dict[str, float]], machine: str) -> str:
