@@ -89,7 +89,8 @@ def attending(recipe: Recipe, name: str) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("name", "backward"), [("sdpa", True), pytest.param("flex_attention", False)]
+    ("name", "backward"),
+    [("sdpa", True), pytest.param("flex_attention", False, marks=pytest.mark.slow)],
 )
 def test_attention_gives_the_same_loss_and_gradient(recipe: Recipe, name: str, backward) -> None:
     """torch has flex attention's backward pass on GPUs only."""
