@@ -3,7 +3,7 @@
     python benchmarks/options.py [--steps 5] [--threads 2] [--only bf16-sdpa ...]
 
 SmolLM2-135M behind a random image connector, on made batches: `captions` (16 samples of 105 to
-125 tokens, 81 of them an image's, 20 supervised) and `answers` (4 samples of 512 tokens, 400 of
+120 tokens, 81 of them an image's, 20 supervised) and `answers` (4 samples of 512 tokens, 400 of
 them supervised). Every row runs in a process of its own: one step to warm up, then `--steps` timed
 ones. Time is the median; beside it the processor's time over all threads, which a busy machine
 disturbs less. Memory is the process' high-water mark. Ratios are to the first row of a batch.
