@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Advance(Protocol):
+    """What `progress` yields: go on by n, and say a few words beside the bar."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
+
 
 logger = logging.getLogger("tinyalign")
 TERMINAL = "tinyalign-terminal"
@@ -58,8 +65,11 @@ def _bar_wanted() -> bool:
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left; yields `advance(n)`. Silent where nobody is looking."""
+def progress(description: str, total: int | None = None) -> Iterator[Advance]:
+    """Show a bar with rate and time left; yields `advance(n)`, or `advance(n, "loss 2.31")`.
+
+    Silent where nobody is looking.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -81,11 +91,12 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=_console(), disable=not _bar_wanted(), transient=True) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, note="")
 
-        def advance(n: int = 1) -> None:
-            bar.advance(task, n)
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, note=note)
 
         yield advance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tinyalign.training.recipe import DataSource, Recipe
 from tinyalign.training.recipe_files import load_recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
+from tinyalign.training.throughput import MEASURES
 from tinyalign.training.trainer import TinyAlignTrainer
 from tinyalign.training.workshop import Workshop
 
@@ -45,7 +47,7 @@ def test_a_one_stage_run_folder(recipe: Recipe) -> None:
     folder = Path(recipe.output)
     assert load_recipe(folder / "config.yaml") == recipe
     steps = steps_of(folder)
-    assert [tuple(line) for line in steps] == [STEP_KEYS] * 6
+    assert [tuple(line) for line in steps] == [(*STEP_KEYS, "tokens", *MEASURES[:-1])] * 6
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert steps[-1]["samples"] == 24
     evaluations = [x for x in read_metrics(folder / "metrics.jsonl") if "eval_loss" in x]
@@ -53,7 +55,11 @@ def test_a_one_stage_run_folder(recipe: Recipe) -> None:
     for step in (3, 6):
         rows = [json.loads(x) for x in (folder / f"eval-{step}.jsonl").read_text().splitlines()]
         assert [set(row) for row in rows] == [{"id", "loss_sum", "tokens"}] * 6
-    assert "language model: 0 trained" in (folder / "log.txt").read_text()
+    said = (folder / "log.txt").read_text()
+    assert "language model: 0 trained" in said
+    assert (
+        len(re.findall(r"step \d of 6, loss .* tokens/s, .* waiting for data, .* left", said)) == 6
+    )
     assert list((folder / "tensorboard").glob("events*"))
     assert not (folder / "checkpoints").exists()
     assert result.bank is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import TracebackType
 
 import torch
+
+from tinyalign.training.process_memory import peak_resident
 
 GB = 1e9
 
@@ -39,16 +40,6 @@ class PeakMemory:
         self.gigabytes = _peak() / GB
 
 
-def _peak() -> float:
+def _peak() -> int:
     """Bytes."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return float(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident()

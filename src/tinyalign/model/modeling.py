@@ -24,6 +24,7 @@ from tinyalign.errors import ModelError
 from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors import build_connector
 from tinyalign.model.generation import MemoryGenerationMixin
+from tinyalign.model.head_loss import CrossEntropy, head_loss
 from tinyalign.model.memory_connector import MemoryConnector
 from tinyalign.model.remote import PackageIsTheCode
 from tinyalign.model.vision import tower_features
@@ -312,6 +313,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         supervised_only: bool = False,
+        cross_entropy: CrossEntropy = "full",
         **kwargs: Any,
     ) -> TinyAlignOutput:
         """Logits, and with `labels` the loss.
@@ -323,6 +325,8 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         Without memory placeholders and memory_values the model runs without memory.
         supervised_only with labels: the head runs only at positions whose next token is
         supervised. The loss is the same; logits are then (1, supervised, vocabulary).
+        cross_entropy other than "full" with supervised_only: head and loss in one, which saves
+        the memory of the logits; there are none in the output then (`model.head_loss`).
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
         loss_arguments = {
@@ -346,6 +350,8 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         hidden = outputs.last_hidden_state
         if labels is not None and supervised_only:
             hidden, loss_arguments["shift_labels"] = _supervised(hidden, labels)
+            if cross_entropy != "full":
+                return _with_loss(outputs, self._head_loss(hidden, cross_entropy, **loss_arguments))
         elif isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
         elif logits_to_keep:
@@ -356,20 +362,41 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments
             )
-        return TinyAlignOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            memory_hidden_states=outputs.memory_hidden_states,
-        )
+        return _with_loss(outputs, loss, logits)
+
+    @property
+    def _softcap(self) -> float | None:
+        return getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
 
     def _head(self, hidden: Tensor) -> Tensor:
-        logits = self.lm_head(hidden)
-        cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
+        logits, cap = self.lm_head(hidden), self._softcap
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _head_loss(
+        self,
+        hidden: Tensor,
+        form: CrossEntropy,
+        shift_labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """hidden (1, N, d) and the N tokens that follow -> the loss, as `loss_function` has it."""
+        total = head_loss(hidden[0], shift_labels[0], self.lm_head, form, self._softcap)
+        count = shift_labels.numel() if num_items_in_batch is None else num_items_in_batch
+        return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def _with_loss(
+    outputs: TinyAlignModelOutput, loss: Tensor | None, logits: Tensor | None = None
+) -> TinyAlignOutput:
+    return TinyAlignOutput(
+        loss=loss,
+        logits=logits,
+        past_key_values=outputs.past_key_values,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+        image_hidden_states=outputs.image_hidden_states,
+        memory_hidden_states=outputs.memory_hidden_states,
+    )
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from tinyalign.training.precision import adamw, mixed_precision
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.stage_args import StageArgs
 
@@ -41,7 +42,8 @@ def training_arguments(
         warmup_steps=args.warmup,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
-        bf16=trains_large and recipe.model.dtype == "bfloat16",
+        optim=adamw(device),
+        **mixed_precision(recipe.model.dtype, trains_large),
         use_cpu=device.type == "cpu",
         save_strategy="no" if args.checkpoint_steps is None else "steps",
         save_steps=args.checkpoint_steps or 1,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tinyalign.log import logger
-from tinyalign.training.metrics_log import MetricsLog
+from tinyalign.log import Advance, logger
+from tinyalign.training.throughput import Meter, Work
 
 LINES = 20  # log lines in a stage
 
@@ -46,15 +46,15 @@ class EvaluateAt(TrainerCallback):
 class Tell(TrainerCallback):
     """Some twenty log lines a stage, and a bar where somebody looks on."""
 
-    def __init__(self, name: str, log: MetricsLog, advance: Callable[[int], None]) -> None:
-        self.name, self.log, self.advance = name, log, advance
-        self._started = (0.0, 0)
+    def __init__(self, name: str, meter: Meter, advance: Advance) -> None:
+        """name: the stage; meter: the trainer's."""
+        self.name, self.meter, self.advance = name, meter, advance
+        self._first: tuple[float, int] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock."""
-        self._started = (time.monotonic(), state.global_step)
+        """Put the bar where a resumed run stands."""
         self.advance(state.global_step)
 
     def on_log(
@@ -75,18 +75,48 @@ class Tell(TrainerCallback):
                 logs["eval_loss"], logs["eval_samples"],
             )  # fmt: skip
         elif "loss" in logs:
-            self.advance(1)
+            self.advance(1, _note(logs))
+            first = self._first is None
             every = max(1, state.max_steps // LINES)
-            if state.global_step % every == 0 or state.global_step == 1:
-                self._line(args, state, logs["loss"])
+            if first or state.global_step % every == 0:
+                self._line(state, logs["loss"])
+            if self._first is None:
+                self._first = (time.monotonic(), state.global_step)
 
-    def _line(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
-        began, first = self._started
-        steps = max(1, state.global_step - first)
-        pace = (time.monotonic() - began) / steps
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    def _line(self, state: TrainerState, loss: float) -> None:
+        window = self.meter.window()
         logger.info(
-            "%s: step %d of %d, loss %.4f, %.1f samples/s, %.1f min left",
+            "%s: step %d of %d, loss %.4f, %s, %.1f min left",
             self.name, state.global_step, state.max_steps, loss,
-            batch / max(pace, 1e-9), pace * (state.max_steps - state.global_step) / 60,
+            told(self.meter.measures(window)), self._seconds_left(state, window) / 60,
         )  # fmt: skip
+
+    def _seconds_left(self, state: TrainerState, window: Work) -> float:
+        """By the pace since the first step (which compiles, and warms caches), evaluations too."""
+        pace = window.seconds / max(1, window.steps)
+        if self._first is not None:
+            began, step = self._first
+            pace = (time.monotonic() - began) / (state.global_step - step)
+        return pace * (state.max_steps - state.global_step)
+
+
+def told(measures: Mapping[str, float]) -> str:
+    """A meter's measures in words, as a log line has them."""
+    parts = [
+        f"{measures['tokens_per_second']:,.0f} tokens/s",
+        f"{measures['samples_per_second']:.1f} samples/s",
+        f"{measures['supervised']:.1%} supervised",
+        f"{measures['padding']:.1%} padding",
+        f"{measures['data_wait']:.1%} waiting for data",
+    ]
+    if "mfu" in measures:
+        parts.append(f"MFU {measures['mfu']:.1%}")
+    parts.append(f"{measures['memory_gb']:.1f} GB")
+    return ", ".join(parts)
+
+
+def _note(logs: Mapping[str, float]) -> str:
+    """A few words beside the bar."""
+    if "tokens_per_second" not in logs:
+        return f"loss {logs['loss']:.3f}"
+    return f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tinyalign.training.throughput import MEASURES
+
 STEP_KEYS = ("step", "loss", "learning_rate", "samples", "supervised_tokens", "seconds")
+"""The first keys of every step's line; then `tokens` and what `throughput.MEASURES` names."""
 
 
 class MetricsLog:
     """The file, and the running totals that its lines hold.
 
-    `samples`, `supervised_tokens` and `seconds` count from the start of the stage.
+    `samples`, `supervised_tokens`, `seconds` and `tokens` count from the start of the stage.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.samples = 0
         self.supervised_tokens = 0
+        self.tokens = 0
         self._before = 0.0
         self._started = time.monotonic()
 
@@ -39,17 +44,26 @@ class MetricsLog:
         if last is not None:
             self.samples, self._before = last["samples"], last["seconds"]
             self.supervised_tokens = last["supervised_tokens"]
+            self.tokens = last.get("tokens", 0)  # earlier releases did not count them
         self._started = time.monotonic()
 
-    def count(self, samples: int, supervised_tokens: int) -> None:
+    def count(self, samples: int, supervised_tokens: int, tokens: int = 0) -> None:
         """Add a step's samples and tokens."""
         self.samples += samples
         self.supervised_tokens += supervised_tokens
+        self.tokens += tokens
 
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """Write a step's line."""
+    def step(
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        measures: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write a step's line; measures: what the `Meter` says of the step."""
         values = (step, loss, learning_rate, self.samples, self.supervised_tokens)
-        self.write(dict(zip(STEP_KEYS, (*values, round(self.seconds, 3)))))
+        line = dict(zip(STEP_KEYS, (*values, round(self.seconds, 3))))
+        self.write({**line, "tokens": self.tokens, **(measures or {})})
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line and flush it."""
@@ -100,7 +114,8 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero or logs is None:
             return
         if "loss" in logs:
-            self.log.step(state.global_step, logs["loss"], logs["learning_rate"])
+            measures = {name: logs[name] for name in MEASURES if name in logs}
+            self.log.step(state.global_step, logs["loss"], logs["learning_rate"], measures)
         elif "eval_loss" in logs:
             values = {name: value for name, value in logs.items() if name.startswith("eval_")}
             self.log.write({"step": state.global_step, **values})

@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.memory.coding import KeysDtype, ValuesDtype
+from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.stage_args import StageArgs
 
 KeyKind = Literal["pooled", "attention", "aligned"]
 Control = Literal[
     "none", "soft_prompt", "random_neighbours", "shuffled_values", "untrained_perceiver"
 ]
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass
@@ -36,11 +39,16 @@ class ModelArgs:
     """Layer of the tower that features are read from; -1 is its last output."""
     vision_feature_select: Literal["patch", "full"] = "patch"
     """"patch" drops class token and registers; "full" keeps them."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of what is frozen, and of the arithmetic of an LLM that is trained."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of what is frozen, and of the arithmetic of an LLM that is trained. "float16",
+    with loss scaling, is for GPUs without bfloat16."""
     attn_implementation: str = "auto"
     """Attention of the LLM. "auto" is "eager" on a CPU, where it trains a third faster in
-    bfloat16 than the library's default, and the library's default elsewhere."""
+    bfloat16 than the library's default, and the library's default elsewhere. Others are "sdpa",
+    "flex_attention" and "flash_attention_2" (GPU, package flash-attn)."""
+    cross_entropy: CrossEntropy = "full"
+    """How the LLM's head and the loss are computed. "chunked" goes through the supervised tokens
+    part by part and never holds all their logits; "liger" does so in one GPU kernel."""
     compile: Literal["off", "on", "auto"] = "off"
     """Compile each layer of the LLM: 1.5 x faster on a CPU after 15 to 25 s. "auto" does so when a
     stage has 150 steps or more and the machine has the compiler that it takes."""
@@ -252,6 +260,8 @@ class Recipe:
     """"auto" takes a GPU where there is one; or "cpu", "cuda"."""
     output: str = "runs/tinyalign"
     """Run folder."""
+    track: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
+    """Where curves go besides metrics.jsonl: "tensorboard", "wandb", "trackio"."""
 
     def __post_init__(self) -> None:
         if not self.output:

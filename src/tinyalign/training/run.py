@@ -9,9 +9,12 @@ from typing import Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.training.parts import choose_device
+from tinyalign.training.precision import check_machine
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.recipe_files import save_recipe
 from tinyalign.training.run_folder import RunFolder, Stage, StageResult, run_log
+from tinyalign.training.tracking import check_trackers
 from tinyalign.training.workshop import MEMORY_NOTE, Workshop
 
 
@@ -38,8 +41,11 @@ def train(
     not run again. resume=False starts over.
 
     "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
-    without data or without a model to start from, and for an output that holds another run.
+    without data or without a model to start from, for an output that holds another run, and for
+    trackers, precisions and kernels that this machine lacks.
     """
+    check_trackers(recipe.track)
+    check_machine(recipe.model, choose_device(recipe.device))
     folder = RunFolder(recipe)
     stages = _stages(recipe, stage)
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption without a change to its result.
-FREE = ("output", "device")
+FREE = ("output", "device", "track")
 FREE_DATA = ("workers", "cache_folder")
 FREE_STAGE = ("save_fractions",)
 
@@ -145,8 +145,8 @@ class RunFolder:
 def _carried_on(line: dict[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
     if last is None:
         return line
-    counters = ("step", "samples", "supervised_tokens", "seconds")
-    return {k: round(v + last[k], 3) if k in counters else v for k, v in line.items()}
+    counters = ("step", "samples", "supervised_tokens", "seconds", "tokens")
+    return {k: round(v + last.get(k, 0), 3) if k in counters else v for k, v in line.items()}
 
 
 def _link(source: str, target: str) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
+from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.throughput import Meter, Work, work_of
 
 NOT_FOR_FORWARD = ("index", "n_supervised")
 
@@ -56,11 +58,16 @@ class TinyAlignTrainer(Trainer):
         *,
         drop_probability: float = 0.0,
         eval_folder: Path | None = None,
+        meter: Meter | None = None,
+        cross_entropy: CrossEntropy = "full",
         **kwargs: Any,
     ) -> None:
         """drop_probability: chance of a sample to see no memory; eval_folder: where the losses
-        of single held-out samples go (eval-STEP.jsonl)."""
+        of single held-out samples go (eval-STEP.jsonl); meter: times the steps; cross_entropy: how
+        head and loss are computed in training."""
         self.stage = stage
+        self.meter = meter or Meter()
+        self.cross_entropy: CrossEntropy = cross_entropy
         self.metrics_log = log
         self.drop_probability = drop_probability
         self.eval_folder = eval_folder
@@ -75,12 +82,28 @@ class TinyAlignTrainer(Trainer):
         return SeededOrder(len(dataset), self.args.seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """As in Trainer; counts the step's samples and supervised tokens on the way."""
-        batches, items = super().get_batch_samples(*args, **kwargs)
-        samples = sum(len(batch["input_ids"]) for batch in batches)
-        tokens = 0 if items is None else int(items)
-        self.metrics_log.count(samples * self.accelerator.num_processes, tokens)
+        """As in Trainer; times it, and counts what the step computes on the way."""
+        with self.meter.fetching():
+            batches, items = super().get_batch_samples(*args, **kwargs)
+        work = self._over_processes(work_of(batches))
+        work.supervised_tokens = 0 if items is None else int(items)
+        self.meter.add(work)
+        self.metrics_log.count(work.samples, work.supervised_tokens, work.tokens)
         return batches, None if items is None else torch.as_tensor(items).clamp(min=1)
+
+    def _over_processes(self, work: Work) -> Work:
+        if self.accelerator.num_processes == 1:
+            return work
+        counts = torch.tensor([work.samples, work.tokens, work.slots, work.images])
+        total: Any = self.accelerator.reduce(counts.to(self.args.device), "sum")
+        samples, tokens, slots, images = total.tolist()
+        return Work(samples=samples, tokens=tokens, slots=slots, images=images)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer; a step's log gets the meter's measures."""
+        if "loss" in logs:
+            logs.update(self.meter.step())
+        super().log(logs, start_time)
 
     # -- loss ---------------------------------------------------------------------------------
 
@@ -94,6 +117,7 @@ class TinyAlignTrainer(Trainer):
         """Cross-entropy (nats) summed over supervised tokens, over their number in the step."""
         inputs = self._for_forward(inputs)
         if model.training:
+            inputs["cross_entropy"] = self.cross_entropy
             for part in self._frozen:
                 part.eval()
             if self.stage.gradient_checkpointing:  # transformers does so in training mode only

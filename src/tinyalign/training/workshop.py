@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
-from transformers.integrations import TensorBoardCallback
 
 from tinyalign.data.chat import choose_template
 from tinyalign.data.collator import Collator
@@ -29,6 +29,7 @@ from tinyalign.training.features import (
     LiveFeatures,
     default_cache_folder,
 )
+from tinyalign.training.flops import device_peak, model_flops
 from tinyalign.training.freeze import freeze
 from tinyalign.training.metrics_log import MetricsLog
 from tinyalign.training.parts import (
@@ -53,6 +54,8 @@ from tinyalign.training.run_folder import (
 from tinyalign.training.snapshots import SaveModelAt
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.throughput import Meter
+from tinyalign.training.tracking import add_trackers
 from tinyalign.training.trainer import TinyAlignTrainer
 
 MEMORY_NOTE = "memory.json"
@@ -172,7 +175,7 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
-        self._train(trainer, len(dataset), log)
+        self._train(trainer, len(dataset))
         losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
         result = StageResult(
             stage=self.stage,
@@ -189,7 +192,7 @@ class Workshop:
             self.folder.finish(result)
         return result
 
-    def _train(self, trainer: TinyAlignTrainer, size: int, log: MetricsLog) -> None:
+    def _train(self, trainer: TinyAlignTrainer, size: int) -> None:
         steps = planned_steps(self.args, size, trainer.args.world_size)
         checkpoint = self.folder.last_checkpoint(self.stage)
         if checkpoint is not None:
@@ -197,7 +200,7 @@ class Workshop:
         compile_layers(self.model, self.recipe.model.compile, steps)
         set_seed(self.recipe.seed)
         with progress(f"Training, stage {self.stage}", steps) as advance:
-            trainer.add_callback(Tell(self.stage, log, advance))
+            trainer.add_callback(Tell(self.stage, trainer.meter, advance))
             if trainer.eval_dataset is not None:
                 trainer.add_callback(EvaluateAt(self.args.eval_fractions, trainer.evaluate))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -216,6 +219,8 @@ class Workshop:
             log,
             drop_probability=self.recipe.memory.drop_probability,
             eval_folder=folder,
+            meter=self._meter(),
+            cross_entropy=self.recipe.model.cross_entropy,
             train_dataset=dataset,
             eval_dataset=held_out,
             data_collator=Collator(self.processor.tokenizer.pad_token_id),
@@ -225,9 +230,14 @@ class Workshop:
         if self.args.save_fractions:
             shares, dtype = self.args.save_fractions, self.recipe.model.dtype
             trainer.add_callback(SaveModelAt(shares, folder, self.processor, dtype))
-        if trainer.is_world_process_zero():
-            trainer.add_callback(TensorBoardCallback(_tensorboard(folder / "tensorboard")))
+        add_trackers(trainer, self.recipe, self.stage, folder)
         return trainer
+
+    def _meter(self) -> Meter:
+        dtype = self.recipe.model.dtype
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        flops = model_flops(self.model, cached=not isinstance(self.features, LiveFeatures))
+        return Meter(self.device, flops, device_peak(self.device, dtype, processes))
 
     def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
         skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
@@ -238,9 +248,3 @@ class Workshop:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
         cast_trained(self.model, self.recipe.model.dtype)
         save_model(self.model, self.processor, self.folder.stage_model(self.stage))
-
-
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(log_dir=str(folder))

@@ -1,0 +1,174 @@
+"""Precision, attention, loss and optimiser kernels: equal within tolerance, refused in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyalign.data.collator import Collator
+from tinyalign.errors import ConfigError
+from tinyalign.training import precision
+from tinyalign.training.arguments import training_arguments
+from tinyalign.training.metrics_log import read_metrics
+from tinyalign.training.precision import adamw, check_machine, mixed_precision
+from tinyalign.training.recipe import ModelArgs, Recipe
+from tinyalign.training.run import train
+from tinyalign.training.run_folder import RunFolder
+from tinyalign.training.workshop import Workshop
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def curve(recipe: Recipe, name: str, language: str = "full", **model: object) -> list[float]:
+    """Losses of a run with other settings of the model."""
+    stage = replace(recipe.pretrain, language=language)
+    memory = replace(recipe.memory, k=0)
+    recipe = replace(
+        recipe, pretrain=stage, memory=memory, model=replace(recipe.model, **model),
+        output=f"{recipe.output}-{name}",
+    )  # fmt: skip
+    lines = read_metrics(train(recipe).folder / "metrics.jsonl")
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("language", ["frozen", "full"])
+def test_bfloat16_learns_as_float32_does(recipe: Recipe, language: str) -> None:
+    """Six steps; bfloat16 keeps 8 bits, so that losses near 6 agree to 0.5 %."""
+    exact = curve(recipe, "32", language, dtype="float32")
+    assert curve(recipe, "16", language, dtype="bfloat16") == pytest.approx(exact, rel=5e-3)
+
+
+@pytest.mark.parametrize("language", ["frozen", "full"])
+def test_chunked_cross_entropy_learns_the_same(recipe: Recipe, language: str) -> None:
+    exact = curve(recipe, "full", language)
+    assert curve(recipe, "chunked", language, cross_entropy="chunked") == pytest.approx(
+        exact, rel=1e-5
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("language", ["frozen", "full"])
+def test_float16_learns_as_float32_does(recipe: Recipe, language: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    recipe = replace(recipe, device="cuda")
+    exact = curve(recipe, "32", language, dtype="float32")
+    assert curve(recipe, "16", language, dtype="float16") == pytest.approx(exact, rel=5e-3)
+
+
+def batch_loss(recipe: Recipe, backward: bool) -> tuple[float, torch.Tensor]:
+    """Loss of the first items, and the gradient of the image connector's last matrix."""
+    folder = RunFolder(recipe)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    shop = Workshop(recipe, folder, "pretrain")
+    dataset = shop.dataset(recipe.data.pretrain)
+    batch = Collator(shop.processor.tokenizer.pad_token_id)([dataset[i] for i in range(4)])
+    inputs = {k: v for k, v in batch.items() if k not in ("index", "n_supervised")}
+    with torch.set_grad_enabled(backward):
+        loss = shop.model(**inputs, supervised_only=True, use_cache=False).loss
+    if backward:
+        loss.backward()
+    weight = shop.model.model.multi_modal_projector.output.weight
+    return loss.item(), torch.empty(0) if weight.grad is None else weight.grad.clone()
+
+
+def test_a_frozen_llm_in_float16_gives_the_loss_of_float32(recipe: Recipe) -> None:
+    """Without the Trainer: its loss scaling needs a GPU, float16 itself does not."""
+    exact, _ = batch_loss(recipe, backward=False)
+    low = replace(recipe, model=replace(recipe.model, dtype="float16"))
+    assert math.isclose(batch_loss(low, backward=False)[0], exact, rel_tol=2e-3)
+
+
+def attending(recipe: Recipe, name: str) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, attn_implementation=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "backward"),
+    [("sdpa", True), pytest.param("flex_attention", False, marks=pytest.mark.slow)],
+)
+def test_attention_gives_the_same_loss_and_gradient(recipe: Recipe, name: str, backward) -> None:
+    """torch has flex attention's backward pass on GPUs only."""
+    exact, gradient = batch_loss(attending(recipe, "eager"), backward)
+    loss, found = batch_loss(attending(recipe, name), backward)
+    assert math.isclose(loss, exact, rel_tol=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["flex_attention", "flash_attention_2"])
+def test_attention_of_gpus_learns_as_the_librarys_own(recipe: Recipe, name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if name == "flash_attention_2" and find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    recipe = replace(recipe, device="cuda")
+    exact = curve(recipe, "sdpa", dtype="bfloat16", attn_implementation="sdpa")
+    found = curve(recipe, name, dtype="bfloat16", attn_implementation=name)
+    assert found == pytest.approx(exact, rel=5e-3)
+
+
+def test_fused_adamw_takes_the_steps_of_the_plain_one() -> None:
+    """20 steps in float32, on weights of several shapes; the order of sums differs."""
+    assert adamw(CPU) == adamw(GPU) == "adamw_torch_fused"
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(13, 7), torch.nn.Linear(7, 5, bias=False))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1, fused=fused)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.randn(3, 13)).square().sum().backward()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    for fused_one, plain in zip(*results):
+        torch.testing.assert_close(fused_one, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_the_trainer_is_told_precision_and_optimiser(recipe: Recipe, tmp_path: Path) -> None:
+    arguments = training_arguments(recipe, recipe.pretrain, tmp_path, CPU)
+    assert arguments.optim == "adamw_torch_fused"
+    assert mixed_precision("bfloat16", trains_large=True) == {"bf16": True, "fp16": False}
+    assert mixed_precision("bfloat16", trains_large=False) == {"bf16": False, "fp16": False}
+    assert mixed_precision("float16", trains_large=False) == {"bf16": False, "fp16": True}
+    assert mixed_precision("float32", trains_large=True) == {"bf16": False, "fp16": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "says"),
+    [
+        ({"dtype": "float16"}, CPU, 'on a CPU use "bfloat16"'),
+        ({"attn_implementation": "flash_attention_2"}, CPU, "runs on GPUs only"),
+        ({"attn_implementation": "flash_attention_2"}, GPU, "pip install flash-attn"),
+        ({"attn_implementation": "flash_attention_2", "dtype": "float32"}, GPU, "16 bits only"),
+        ({"attn_implementation": "sdap"}, CPU, "one of .*eager.*sdpa"),
+        ({"cross_entropy": "liger"}, GPU, r'pip install "tinyalign-vlm\[liger\]"'),
+    ],
+)
+def test_what_this_machine_lacks_is_said(settings, device, says, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "find_spec", lambda package: None)
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
+    with pytest.raises(ConfigError, match=says):
+        check_machine(ModelArgs(**settings), device)
+
+
+def test_liger_on_a_cpu_is_refused_with_what_to_use(monkeypatch) -> None:
+    monkeypatch.setattr(precision, "find_spec", lambda package: object())
+    with pytest.raises(ConfigError, match='use "chunked" on cpu'):
+        check_machine(ModelArgs(cross_entropy="liger"), CPU)
+
+
+def test_a_run_is_refused_before_anything_is_made(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        train(replace(recipe, model=replace(recipe.model, dtype="float16")))
+    assert not Path(recipe.output).exists()
+
+
+@pytest.mark.parametrize("name", ["auto", "eager", "sdpa", "flex_attention", "owner/kernel"])
+def test_other_attention_passes(name: str) -> None:
+    check_machine(ModelArgs(attn_implementation=name), CPU)
