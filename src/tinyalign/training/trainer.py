@@ -6,16 +6,22 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
+from tinyalign.training.batches import EvaluationBatches, StepBatches
+from tinyalign.training.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
+from tinyalign.training.launch import gather
+from tinyalign.training.memory_dropout import kept_memories
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
+from tinyalign.training.sharding import shard_on_cpu
 from tinyalign.training.stage_args import StageArgs
 
 NOT_FOR_FORWARD = ("index", "n_supervised")
@@ -68,18 +74,43 @@ class TinyAlignTrainer(Trainer):
         self.add_callback(MetricsCallback(log))
         self._frozen = frozen_modules(model)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in Trainer; FSDP2 works on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator)
+
     # -- data ---------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SeededOrder(len(dataset), self.args.seed)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches of every step; see `StepBatches`."""
+        args = self.args
+        batches = StepBatches(
+            self._get_train_sampler(),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+        )
+        loader = DataLoader(
+            cast(Any, self.train_dataset),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        # One process, as the batches are shared out already.
+        return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True)
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As in Trainer; counts the step's samples and supervised tokens on the way."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        samples = sum(len(batch["input_ids"]) for batch in batches)
+        samples = sum(int((batch["n_supervised"] > 0).sum()) for batch in batches)
         tokens = 0 if items is None else int(items)
-        self.metrics_log.count(samples * self.accelerator.num_processes, tokens)
+        self.metrics_log.count(sum(gather(samples)), tokens)
         return batches, None if items is None else torch.as_tensor(items).clamp(min=1)
 
     # -- loss ---------------------------------------------------------------------------------
@@ -92,6 +123,7 @@ class TinyAlignTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy (nats) summed over supervised tokens, over their number in the step."""
+        indices = inputs.get("index")
         inputs = self._for_forward(inputs)
         if model.training:
             for part in self._frozen:
@@ -99,17 +131,29 @@ class TinyAlignTrainer(Trainer):
             if self.stage.gradient_checkpointing:  # transformers does so in training mode only
                 self.accelerator.unwrap_model(model).model.language_model.train()
             if self.drop_probability and "memory_mask" in inputs:
-                inputs["memory_mask"] = self._dropped(inputs["memory_mask"])
+                inputs["memory_mask"] = self._dropped(inputs["memory_mask"], indices)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _for_forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in inputs.items() if name not in NOT_FOR_FORWARD}
         return {**kept, "supervised_only": True, "use_cache": False}
 
-    def _dropped(self, mask: Tensor) -> Tensor:
-        """mask (B, k) with all memories of some rows taken away."""
-        kept = torch.rand(len(mask), 1) >= self.drop_probability
-        return mask & kept.to(mask.device)
+    def _dropped(self, mask: Tensor, indices: Tensor) -> Tensor:
+        """mask (B, k) with all memories of some samples taken away; indices (B,): theirs."""
+        step, seed = self.state.global_step, self.args.seed
+        kept = kept_memories(indices.tolist(), step, self.drop_probability, seed)
+        return mask & kept[:, None].to(mask.device)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        clear_aside(folder)
+        super()._save_checkpoint(model, trial)
+        publish(folder, self.args.save_total_limit)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / ASIDE)
 
     # -- optimiser ----------------------------------------------------------------------------
 
@@ -181,9 +225,13 @@ class TinyAlignTrainer(Trainer):
 
     def sample_losses(self, dataset: TrainingDataset) -> list[dict[str, Any]]:
         """For each sample its id, summed loss in nats, and number of supervised tokens."""
+        args = self.args
+        batches = EvaluationBatches(
+            len(dataset), args.per_device_eval_batch_size, args.world_size, args.process_index
+        )
         loader = DataLoader(
             dataset,
-            batch_size=self.args.per_device_eval_batch_size,
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),  # drawing from the global one would move training's
@@ -191,13 +239,18 @@ class TinyAlignTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        rows: list[dict[str, Any]] = []
+        found: list[list[dict[str, Any]]] = []
         for batch in loader:
             sums, counts = self._losses(model, self._prepare_inputs(batch))
-            for index, loss, count in zip(batch["index"].tolist(), sums.tolist(), counts.tolist()):
-                rows.append({"id": dataset.samples[index].id, "loss_sum": loss, "tokens": count})
+            values = zip(batch["index"].tolist(), sums.tolist(), counts.tolist())
+            found.append(
+                [
+                    {"id": dataset.samples[index].id, "loss_sum": loss, "tokens": count}
+                    for index, loss, count in values
+                ]
+            )
         model.train(was_training)
-        return rows
+        return [row for rows in batches.joined(gather(found)) for row in rows]
 
     def _losses(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         with self.compute_loss_context_manager():

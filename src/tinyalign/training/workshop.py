@@ -30,6 +30,7 @@ from tinyalign.training.features import (
     default_cache_folder,
 )
 from tinyalign.training.freeze import freeze
+from tinyalign.training.launch import first_goes_first, is_first, join, wait_for_all
 from tinyalign.training.metrics_log import MetricsLog
 from tinyalign.training.parts import (
     cast_trained,
@@ -50,6 +51,7 @@ from tinyalign.training.run_folder import (
     StageResult,
     fingerprint,
 )
+from tinyalign.training.sharding import whole_model
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.trainer import TinyAlignTrainer
@@ -64,7 +66,7 @@ class Workshop:
     def __init__(self, recipe: Recipe, folder: RunFolder, stage: Stage) -> None:
         self.recipe, self.folder, self.stage = recipe, folder, stage
         self.args: StageArgs = getattr(recipe, stage)
-        self.device = choose_device(recipe.device)
+        self.device = join(choose_device(recipe.device))
         set_seed(recipe.seed)
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
@@ -75,7 +77,8 @@ class Workshop:
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
-            self._use_bank(self.memory.bank())
+            with first_goes_first():
+                self._use_bank(self.memory.bank())
 
     def _model(self) -> tuple[Any, Any]:
         if self.stage == "pretrain":
@@ -122,8 +125,9 @@ class Workshop:
                 f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
                 f"was trained with {config.perceiver_hash}; use the bank of stage 1"
             )
-        text = json.dumps(note, indent=2)
-        (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
+        if is_first():
+            text = json.dumps(note, indent=2)
+            (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
 
     def _start_skip(self, bank: MemoryBank, compressor: Compressor) -> float:
         embeddings = self.model.get_input_embeddings().weight
@@ -136,6 +140,10 @@ class Workshop:
 
     def dataset(self, source: DataSource, *, held_out: bool = False) -> TrainingDataset:
         """The items of a source, with features and neighbours as the recipe has them."""
+        with first_goes_first():
+            return self._dataset(source, held_out)
+
+    def _dataset(self, source: DataSource, held_out: bool) -> TrainingDataset:
         recipe, template = self.recipe, self.args.template
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
         features = self.features.cover(samples, strict=recipe.data.strict)
@@ -183,13 +191,15 @@ class Workshop:
             eval_loss=losses[-1] if losses else None,
             fingerprint=fingerprint(self.recipe, self.stage),
         )
-        if trainer.is_world_process_zero():
-            self._save(dataset, held_out)
+        model = whole_model(trainer, self.model)
+        if model is not None:
+            self._save(model, dataset, held_out)
             self.folder.finish(result)
+        wait_for_all()
         return result
 
     def _train(self, trainer: TinyAlignTrainer, size: int, log: MetricsLog) -> None:
-        steps = planned_steps(self.args, size, trainer.args.world_size)
+        steps = planned_steps(self.args, size)
         checkpoint = self.folder.last_checkpoint(self.stage)
         if checkpoint is not None:
             logger.info("%s: going on from %s", self.stage, checkpoint.name)
@@ -225,15 +235,15 @@ class Workshop:
             trainer.add_callback(TensorBoardCallback(_tensorboard(folder / "tensorboard")))
         return trainer
 
-    def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
+    def _save(self, model: Any, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
         skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
         folder = self.folder.stage(self.stage)
         (folder / SKIPPED_LINES).unlink(missing_ok=True)
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
         if skipped:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
-        cast_trained(self.model, self.recipe.model.dtype)
-        save_model(self.model, self.processor, self.folder.stage_model(self.stage))
+        cast_trained(model, self.recipe.model.dtype)
+        save_model(model, self.processor, self.folder.stage_model(self.stage))
 
 
 def _tensorboard(folder: Path) -> Any:
