@@ -105,7 +105,6 @@ def test_two_processes_train_what_one_does(stages: Recipe) -> None:
         model = AutoModelForImageTextToText.from_pretrained(two / "model")
         assert model.state_dict().keys() == plain.state_dict().keys()
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        assert not list(two.rglob("said-*.txt"))[1].read_text()  # the first process speaks for all
 
 
 @pytest.mark.slow

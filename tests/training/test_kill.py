@@ -78,7 +78,7 @@ def test_killed_again_and_again_in_a_step(long_recipe: Recipe, whole: Path) -> N
         ("torch.save", 6, "checkpoint-2"),  # in the second one's scheduler
         ("state", 1, "checkpoint-2"),  # half of a file
         ("rename", 1, "checkpoint-2"),  # all written, without its name yet
-        ("removal", 4, "checkpoint-4"),  # named, and the one before it not gone yet
+        ("removal", 3, "checkpoint-4"),  # named, and the one before it not gone yet
     ],
 )
 def test_killed_while_a_checkpoint_is_written(

@@ -110,7 +110,8 @@ class TinyAlignTrainer(Trainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         samples = sum(int((batch["n_supervised"] > 0).sum()) for batch in batches)
         tokens = 0 if items is None else int(items)
-        self.metrics_log.count(sum(gather(samples)), tokens)
+        counted = self.accelerator.reduce(torch.tensor(samples, device=self.args.device))
+        self.metrics_log.count(int(counted), tokens)
         return batches, None if items is None else torch.as_tensor(items).clamp(min=1)
 
     # -- loss ---------------------------------------------------------------------------------
