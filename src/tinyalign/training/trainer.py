@@ -124,7 +124,7 @@ class TinyAlignTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy (nats) summed over supervised tokens, over their number in the step."""
-        indices = inputs.get("index")
+        indices = inputs["index"]
         inputs = self._for_forward(inputs)
         if model.training:
             for part in self._frozen:
@@ -148,7 +148,7 @@ class TinyAlignTrainer(Trainer):
     # -- checkpoints --------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
+        folder = Path(super()._get_output_dir(trial))
         clear_aside(folder)
         super()._save_checkpoint(model, trial)
         publish(folder, self.args.save_total_limit)
