@@ -37,6 +37,7 @@ def golden_recipe(recipe: Recipe, k: int) -> Recipe:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 2])
 def test_the_loss_curves_are_the_golden_ones(two_stage_recipe: Recipe, k: int) -> None:
     folder = train(golden_recipe(two_stage_recipe, k)).folder
