@@ -1,4 +1,4 @@
-"""Without a launcher there is one process, which waits for nobody. See `test_distributed` for two."""
+"""Without a launcher there is one process, and it waits for nobody; `test_distributed` has two."""
 
 from __future__ import annotations
 
