@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
 from transformers import Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.training.launch import is_first
@@ -30,6 +32,17 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
     state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     return True
+
+
+def name_layers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Tell FSDP which layers to share out one by one: those that checkpointing takes one by one.
+
+    By itself it asks the model's parts for names, which may name layers that are not there.
+    """
+    plugin: Any = accelerator.state.fsdp_plugin
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
+        layers = (part for part in model.modules() if isinstance(part, GradientCheckpointingLayer))
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
 
 
 def shares_weights(trainer: Trainer) -> bool:

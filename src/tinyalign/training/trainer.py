@@ -21,7 +21,7 @@ from tinyalign.training.freeze import frozen_modules, part_of_parameters
 from tinyalign.training.launch import gather
 from tinyalign.training.memory_dropout import kept_memories
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
-from tinyalign.training.sharding import shard_on_cpu
+from tinyalign.training.sharding import name_layers, shard_on_cpu
 from tinyalign.training.stage_args import StageArgs
 
 NOT_FOR_FORWARD = ("index", "n_supervised")
@@ -78,6 +78,8 @@ class TinyAlignTrainer(Trainer):
         """As in Trainer; FSDP2 works on CPUs too."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator)
+        if self.is_fsdp_enabled:
+            name_layers(self.accelerator, self.model)
 
     # -- data ---------------------------------------------------------------------------------
 
