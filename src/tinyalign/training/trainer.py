@@ -79,7 +79,7 @@ class TinyAlignTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator)
         if self.is_fsdp_enabled:
-            name_layers(self.accelerator, self.model)
+            name_layers(self.accelerator, cast(nn.Module, self.model))
 
     # -- data ---------------------------------------------------------------------------------
 

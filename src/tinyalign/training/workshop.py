@@ -175,6 +175,8 @@ class Workshop:
         eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
         dataset = self.dataset(train_source)
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
+        # Asked before training: a tower that FSDP has shared out could not tell any more.
+        logger.info("features: %d x %d an image", *self.features.row_shape)
         report = freeze(self.model, self.args)
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
