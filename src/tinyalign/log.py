@@ -61,6 +61,8 @@ def _console() -> Console:
 
 
 def _bar_wanted() -> bool:
+    if os.environ.get("RANK", "0") != "0":  # of processes launched together, the first shows it
+        return False
     return sys.stderr.isatty() or os.environ.get("TINYALIGN_PROGRESS") == "1"
 
 

@@ -88,3 +88,17 @@ def test_quickstart_passes_its_options_on(run, tmp_path: Path, monkeypatch: pyte
     words = ("--out", tmp_path, "--minutes", "2.5", "--seed", "1", "--device", "cpu")
     assert run("quickstart", *words)[0] == 0
     assert calls == [{"out": tmp_path, "minutes": 2.5, "seed": 1, "device": "cpu"}]
+
+
+def test_shipped_launch_configurations_are_listed_and_found(run):
+    code, out, _ = run("recipes", "launch", "--json")
+    assert code == 0
+    listed = {each["name"]: each for each in json.loads(out)}
+    assert set(listed) == {"ddp", "fsdp2", "zero2", "zero3"}
+    for name, each in listed.items():
+        assert each["about"]
+        assert run("recipes", "launch", name)[1] == f"{each['path']}\n"
+        assert Path(each["path"]).is_file()
+    code, _, errors = run("recipes", "launch", "ddp3")
+    assert code == 2
+    assert "there are ddp, fsdp2, zero2, zero3" in errors

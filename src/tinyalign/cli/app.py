@@ -56,6 +56,7 @@ VERBS = {
     "ask": Verb("ask", "ask", "ask a model about an image"),
     "recipes list": Verb("train", "recipes_list", "the recipes that come with TinyAlign"),
     "recipes show": Verb("train", "recipes_show", "what is in a recipe"),
+    "recipes launch": Verb("launch", "recipes_launch", "configurations for `accelerate launch`"),
 }
 
 

@@ -36,11 +36,14 @@ def train(args: TrainArgs) -> int:
     Every field of the recipe is an option too and wins over the file, such as
     `--pretrain.learning_rate 5e-4`, `--seed 1` or `--device cpu`.
     """
+    from tinyalign.training.launch import is_first
     from tinyalign.training.recipe_files import load_recipe
     from tinyalign.training.run import train as run
 
     recipe = load_recipe(args.config, _overrides(args))
     result = run(recipe, args.stage, args.resume)
+    if not is_first():
+        return 0
     if args.json:
         say_json(asdict(result))
         return 0

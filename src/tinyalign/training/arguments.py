@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from tinyalign.training.launch import processes
 from tinyalign.training.precision import adamw, mixed_precision
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.stage_args import StageArgs
 
 
-def planned_steps(args: StageArgs, n_samples: int, world_size: int = 1) -> int:
-    """Optimiser steps of a stage over `n_samples` samples, as the Trainer counts them."""
-    micro, accumulation = args.accumulation(world_size)
+def planned_steps(args: StageArgs, n_samples: int) -> int:
+    """Optimiser steps of a stage over `n_samples` samples, however many processes share them."""
     if args.max_steps is not None:
         return args.max_steps
-    batches = math.ceil(math.ceil(n_samples / world_size) / micro)
-    return math.ceil(args.epochs * max(1, math.ceil(batches / accumulation)))
+    return math.ceil(args.epochs * max(1, math.ceil(n_samples / args.batch_size)))
 
 
 def training_arguments(
     recipe: Recipe, args: StageArgs, folder: Path, device: torch.device
 ) -> TrainingArguments:
     """The stage in the Trainer's terms."""
-    micro, accumulation = args.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    micro, accumulation = args.accumulation(processes())
     trains_large = "full" in (args.language, args.vision)
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(
@@ -55,6 +53,7 @@ def training_arguments(
         data_seed=recipe.seed,
         dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_broadcast_buffers=args.vision == "full",  # nothing else has buffers that change
         remove_unused_columns=False,
         disable_tqdm=True,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tinyalign.data.chat import encode
+from tinyalign.data.collator import IGNORED
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
@@ -47,7 +48,8 @@ class TrainingDataset(Dataset):
     Image features come from the cache; where none is kept, pixels from the image processor. A
     sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
     of once; with `strict` it raises DataError. Processes that load data share no memory: what
-    each leaves out goes to `skip_file`, which `left_out` reads back.
+    each leaves out goes to `skip_file`, which `left_out` reads back. Position `~i` is item i with
+    nothing to learn from, for a process that has no share in a step.
     """
 
     def __init__(
@@ -87,6 +89,9 @@ class TrainingDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        if position < 0:
+            item = self[~position]
+            return {**item, "labels": [IGNORED] * len(item["labels"])}
         for step in range(len(self)):
             index = self.indices[(position + step) % len(self)]
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tinyalign.memory.files import write_atomically
 from tinyalign.training.throughput import MEASURES
 
 STEP_KEYS = ("step", "loss", "learning_rate", "samples", "supervised_tokens", "seconds")
@@ -39,7 +40,7 @@ class MetricsLog:
         """Go on after `step`: drop later lines, take over the totals. Step 0 starts anew."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         last = next((line for line in reversed(kept) if "samples" in line), None)
         if last is not None:
             self.samples, self._before = last["samples"], last["seconds"]

@@ -36,6 +36,22 @@ def find_recipe(name_or_path: str | Path) -> Path:
     )
 
 
+def shipped_launches() -> list[str]:
+    """Names of the configurations for `accelerate launch` that come with the package, sorted."""
+    folder = resources.files("tinyalign") / "recipes" / "accelerate"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+
+
+def find_launch(name: str) -> Path:
+    """Path of a shipped configuration for `accelerate launch`. ConfigError lists those."""
+    if name not in shipped_launches():
+        raise ConfigError(
+            f"{name}: no configuration of that name is shipped; there are "
+            f"{', '.join(shipped_launches())}"
+        )
+    return Path(str(resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml"))
+
+
 def recipe_parser() -> Any:
     """A jsonargparse parser of recipes: `--config FILE` and an option for every field."""
     from jsonargparse import ActionConfigFile, ArgumentParser

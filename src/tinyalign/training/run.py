@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.training.launch import first_goes_first, is_first, join, wait_for_all
 from tinyalign.training.parts import choose_device
 from tinyalign.training.precision import check_machine
 from tinyalign.training.recipe import Recipe
@@ -38,7 +42,8 @@ def train(
     The folder gets config.yaml (everything, resolved), metrics.jsonl, eval-STEP.jsonl, model/,
     tensorboard/ and log.txt; see `RunFolder` for where stages lie. A run that was interrupted
     goes on where its last checkpoint stands, and comes to the same weights; a finished stage is
-    not run again. resume=False starts over.
+    not run again. resume=False starts over. Under `accelerate launch` or `torchrun` all processes
+    call this and train together; the first one writes.
 
     "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
     without data or without a model to start from, for an output that holds another run, and for
@@ -48,23 +53,40 @@ def train(
     check_machine(recipe.model, choose_device(recipe.device))
     folder = RunFolder(recipe)
     stages = _stages(recipe, stage)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    for name in stages:
-        folder.open_stage(name, resume)
-    with run_log(folder.path / "log.txt"):
-        save_recipe(recipe, folder.path / "config.yaml")
-        results: list[StageResult] = []
-        for name in stages:
-            done = folder.finished(name)
-            if done is not None:
-                logger.info("%s: finished already, %d steps", name, done.steps)
-            else:
-                done = Workshop(recipe, folder, name).run()
-            folder.gather(name)
-            results.append(done)
+    join(choose_device(recipe.device))
+    with first_goes_first():
+        if is_first():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            for name in stages:
+                folder.open_stage(name, resume)
+    with _log(folder):
+        results = [_train_stage(recipe, folder, name) for name in stages]
         logger.info("model: %s", folder.model)
-    bank = _noted_bank(folder)
-    return RunResult(folder.path, folder.model, bank, tuple(results))
+    wait_for_all()
+    return RunResult(folder.path, folder.model, _noted_bank(folder), tuple(results))
+
+
+def _train_stage(recipe: Recipe, folder: RunFolder, stage: Stage) -> StageResult:
+    done = folder.finished(stage)
+    if done is not None:
+        logger.info("%s: finished already, %d steps", stage, done.steps)
+    else:
+        done = Workshop(recipe, folder, stage).run()
+    if is_first():
+        folder.gather(stage)
+    return done
+
+
+@contextmanager
+def _log(folder: RunFolder) -> Iterator[None]:
+    """The run's log, and its recipe; of several processes the first alone writes them."""
+    if not is_first():
+        logger.setLevel(logging.WARNING)
+        yield
+        return
+    with run_log(folder.path / "log.txt"):
+        save_recipe(folder.recipe, folder.path / "config.yaml")
+        yield
 
 
 def _stages(recipe: Recipe, stage: str) -> list[Stage]:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
+from tinyalign.memory.files import write_atomically
+from tinyalign.training.checkpoints import last_checkpoint
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, ModelArgs, Recipe
 from tinyalign.training.stage_args import StageArgs
@@ -79,15 +81,12 @@ class RunFolder:
     def finish(self, result: StageResult) -> None:
         """Record a finished stage; its checkpoints are no longer needed."""
         folder = self.stage(result.stage)
-        text = json.dumps(asdict(result), indent=2)
-        (folder / FINISHED).write_text(text, encoding="utf-8")
+        write_atomically(folder / FINISHED, json.dumps(asdict(result), indent=2).encode())
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
     def last_checkpoint(self, stage: Stage) -> Path | None:
         """The newest complete checkpoint of a stage."""
-        found = (self.stage(stage) / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
-        complete = [path.parent for path in found]
-        return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+        return last_checkpoint(self.stage(stage) / CHECKPOINTS)
 
     def open_stage(self, stage: Stage, resume: bool) -> None:
         """Make a stage's folder ready: clear it, or check that what is there may be resumed.
@@ -108,7 +107,7 @@ class RunFolder:
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
                     "choose another output, or start over with --no-resume (resume=False)"
                 )
-        note.write_text(json.dumps(now, indent=2), encoding="utf-8")
+        write_atomically(note, json.dumps(now, indent=2).encode())
 
     def _clear(self, folder: Path) -> None:
         snapshots = [path.name for path in folder.glob("model-[0-9]*")]

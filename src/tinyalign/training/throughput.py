@@ -70,12 +70,15 @@ class Work:
 def work_of(batches: Iterable[Mapping[str, Any]]) -> Work:
     """Samples, tokens, places and images of batches, padded or packed.
 
-    `index` has one row a sample; where `attention_mask` is absent, every place is a token.
+    `index` has one row a sample. A sample with nothing to learn from, which fills a process's share, is not counted as one;
+    where `attention_mask` is absent, every place is a token.
     """
     work = Work()
     for batch in batches:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
-        work.samples += len(batch.get("index", ids))
+        learned = batch.get("n_supervised")
+        samples = len(batch.get("index", ids))
+        work.samples += samples if learned is None else int((learned > 0).sum())
         work.slots += ids.numel()
         work.tokens += ids.numel() if mask is None else int(mask.sum())
         work.images += sum(len(batch[name]) for name in IMAGE_KEYS if name in batch)

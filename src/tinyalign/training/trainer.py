@@ -6,17 +6,23 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
 from tinyalign.model.head_loss import CrossEntropy
+from tinyalign.training.batches import EvaluationBatches, StepBatches
+from tinyalign.training.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
+from tinyalign.training.launch import gather
+from tinyalign.training.memory_dropout import kept_memories
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
+from tinyalign.training.sharding import name_layers, shard_on_cpu
 from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.throughput import Meter, Work, work_of
 
@@ -75,11 +81,38 @@ class TinyAlignTrainer(Trainer):
         self.add_callback(MetricsCallback(log))
         self._frozen = frozen_modules(model)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in Trainer; FSDP2 works on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator)
+        if self.is_fsdp_enabled:
+            name_layers(self.accelerator, cast(nn.Module, self.model))
+
     # -- data ---------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SeededOrder(len(dataset), self.args.seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches of every step; see `StepBatches`."""
+        args = self.args
+        batches = StepBatches(
+            self._get_train_sampler(),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+        )
+        loader = DataLoader(
+            cast(Any, self.train_dataset),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        # One process, as the batches are shared out already.
+        return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As in Trainer; times it, and counts what the step computes on the way."""
@@ -115,6 +148,7 @@ class TinyAlignTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy (nats) summed over supervised tokens, over their number in the step."""
+        indices = inputs["index"]
         inputs = self._for_forward(inputs)
         if model.training:
             inputs["cross_entropy"] = self.cross_entropy
@@ -123,17 +157,29 @@ class TinyAlignTrainer(Trainer):
             if self.stage.gradient_checkpointing:  # transformers does so in training mode only
                 self.accelerator.unwrap_model(model).model.language_model.train()
             if self.drop_probability and "memory_mask" in inputs:
-                inputs["memory_mask"] = self._dropped(inputs["memory_mask"])
+                inputs["memory_mask"] = self._dropped(inputs["memory_mask"], indices)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _for_forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in inputs.items() if name not in NOT_FOR_FORWARD}
         return {**kept, "supervised_only": True, "use_cache": False}
 
-    def _dropped(self, mask: Tensor) -> Tensor:
-        """mask (B, k) with all memories of some rows taken away."""
-        kept = torch.rand(len(mask), 1) >= self.drop_probability
-        return mask & kept.to(mask.device)
+    def _dropped(self, mask: Tensor, indices: Tensor) -> Tensor:
+        """mask (B, k) with all memories of some samples taken away; indices (B,): theirs."""
+        step, seed = self.state.global_step, self.args.seed
+        kept = kept_memories(indices.tolist(), step, self.drop_probability, seed)
+        return mask & kept[:, None].to(mask.device)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(super()._get_output_dir(trial))
+        clear_aside(folder)
+        super()._save_checkpoint(model, trial)
+        publish(folder, self.args.save_total_limit)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / ASIDE)
 
     # -- optimiser ----------------------------------------------------------------------------
 
@@ -205,9 +251,13 @@ class TinyAlignTrainer(Trainer):
 
     def sample_losses(self, dataset: TrainingDataset) -> list[dict[str, Any]]:
         """For each sample its id, summed loss in nats, and number of supervised tokens."""
+        args = self.args
+        batches = EvaluationBatches(
+            len(dataset), args.per_device_eval_batch_size, args.world_size, args.process_index
+        )
         loader = DataLoader(
             dataset,
-            batch_size=self.args.per_device_eval_batch_size,
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),  # drawing from the global one would move training's
@@ -215,13 +265,18 @@ class TinyAlignTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        rows: list[dict[str, Any]] = []
+        found: list[list[dict[str, Any]]] = []
         for batch in loader:
             sums, counts = self._losses(model, self._prepare_inputs(batch))
-            for index, loss, count in zip(batch["index"].tolist(), sums.tolist(), counts.tolist()):
-                rows.append({"id": dataset.samples[index].id, "loss_sum": loss, "tokens": count})
+            values = zip(batch["index"].tolist(), sums.tolist(), counts.tolist())
+            found.append(
+                [
+                    {"id": dataset.samples[index].id, "loss_sum": loss, "tokens": count}
+                    for index, loss, count in values
+                ]
+            )
         model.train(was_training)
-        return rows
+        return [row for rows in batches.joined(gather(found)) for row in rows]
 
     def _losses(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         with self.compute_loss_context_manager():

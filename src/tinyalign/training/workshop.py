@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tinyalign.training.features import (
 )
 from tinyalign.training.flops import device_peak, model_flops
 from tinyalign.training.freeze import freeze
+from tinyalign.training.launch import first_goes_first, is_first, join, processes, wait_for_all
 from tinyalign.training.metrics_log import MetricsLog
 from tinyalign.training.parts import (
     cast_trained,
@@ -51,6 +51,7 @@ from tinyalign.training.run_folder import (
     StageResult,
     fingerprint,
 )
+from tinyalign.training.sharding import whole_model
 from tinyalign.training.snapshots import SaveModelAt
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
@@ -68,7 +69,7 @@ class Workshop:
     def __init__(self, recipe: Recipe, folder: RunFolder, stage: Stage) -> None:
         self.recipe, self.folder, self.stage = recipe, folder, stage
         self.args: StageArgs = getattr(recipe, stage)
-        self.device = choose_device(recipe.device)
+        self.device = join(choose_device(recipe.device))
         set_seed(recipe.seed)
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
@@ -79,7 +80,8 @@ class Workshop:
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
-            self._use_bank(self.memory.bank())
+            with first_goes_first():
+                self._use_bank(self.memory.bank())
 
     def _model(self) -> tuple[Any, Any]:
         if self.stage == "pretrain":
@@ -126,8 +128,9 @@ class Workshop:
                 f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
                 f"was trained with {config.perceiver_hash}; use the bank of stage 1"
             )
-        text = json.dumps(note, indent=2)
-        (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
+        if is_first():
+            text = json.dumps(note, indent=2)
+            (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
 
     def _start_skip(self, bank: MemoryBank, compressor: Compressor) -> float:
         embeddings = self.model.get_input_embeddings().weight
@@ -140,6 +143,10 @@ class Workshop:
 
     def dataset(self, source: DataSource, *, held_out: bool = False) -> TrainingDataset:
         """The items of a source, with features and neighbours as the recipe has them."""
+        with first_goes_first():
+            return self._dataset(source, held_out)
+
+    def _dataset(self, source: DataSource, held_out: bool) -> TrainingDataset:
         recipe, template = self.recipe, self.args.template
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
         features = self.features.cover(samples, strict=recipe.data.strict)
@@ -171,6 +178,8 @@ class Workshop:
         eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
         dataset = self.dataset(train_source)
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
+        # Asked before training: a tower that FSDP has shared out could not tell any more.
+        logger.info("features: %d x %d an image", *self.features.row_shape)
         report = freeze(self.model, self.args)
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
@@ -187,13 +196,15 @@ class Workshop:
             eval_loss=losses[-1] if losses else None,
             fingerprint=fingerprint(self.recipe, self.stage),
         )
-        if trainer.is_world_process_zero():
-            self._save(dataset, held_out)
+        model = whole_model(trainer, self.model)
+        if model is not None:
+            self._save(model, dataset, held_out)
             self.folder.finish(result)
+        wait_for_all()
         return result
 
     def _train(self, trainer: TinyAlignTrainer, size: int) -> None:
-        steps = planned_steps(self.args, size, trainer.args.world_size)
+        steps = planned_steps(self.args, size)
         checkpoint = self.folder.last_checkpoint(self.stage)
         if checkpoint is not None:
             logger.info("%s: going on from %s", self.stage, checkpoint.name)
@@ -228,6 +239,11 @@ class Workshop:
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         if self.args.save_fractions:
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise ConfigError(
+                    f"{self.stage}.save_fractions: weights that are shared out between processes "
+                    "cannot be saved part way; leave it out, or train with DDP"
+                )
             shares, dtype = self.args.save_fractions, self.recipe.model.dtype
             trainer.add_callback(SaveModelAt(shares, folder, self.processor, dtype))
         add_trackers(trainer, self.recipe, self.stage, folder)
@@ -235,16 +251,15 @@ class Workshop:
 
     def _meter(self) -> Meter:
         dtype = self.recipe.model.dtype
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         flops = model_flops(self.model, cached=not isinstance(self.features, LiveFeatures))
-        return Meter(self.device, flops, device_peak(self.device, dtype, processes))
+        return Meter(self.device, flops, device_peak(self.device, dtype, processes()))
 
-    def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
+    def _save(self, model: Any, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
         skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
         folder = self.folder.stage(self.stage)
         (folder / SKIPPED_LINES).unlink(missing_ok=True)
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
         if skipped:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
-        cast_trained(self.model, self.recipe.model.dtype)
-        save_model(self.model, self.processor, self.folder.stage_model(self.stage))
+        cast_trained(model, self.recipe.model.dtype)
+        save_model(model, self.processor, self.folder.stage_model(self.stage))
