@@ -1,0 +1,183 @@
+"""Attention over a packed row: several samples lie one behind the other, and none sees another.
+
+A packed row has no padding, so everything but attention runs on real tokens alone. Attention
+gathers the row into (samples, longest), is causal there, and scatters its result back. What fills
+a shorter sample up stands behind it, where causality hides it, so no mask is needed.
+
+Which token belongs to which sample reaches every layer of any LLM of transformers in the place
+of the 4-D attention mask, which models pass on untouched: `segments` as int64 (S, 1, 1, L), the
+place in the row of each sample's tokens, -1 behind its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+PREFIX = "segments_"
+SUPPORTED = ("eager", "sdpa")
+"""The kinds of attention that can run over segments, under the name `segments_KIND`."""
+
+
+class _Rearrange(torch.autograd.Function):
+    """Rows of x by index; the gradient of x is gathered too, which is much faster than adding.
+
+    Right where every row of x that matters is taken once: `back` names the place it went to.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        """(n, ...), (m,), (n,) -> (m, ...)"""
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradients[0].index_select(0, back), None, None
+
+
+def _places(table: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Of each cell of the table its token (S*L,), 0 where empty; of each token its cell (T,)."""
+    cells = table.flatten()
+    numbers = torch.arange(cells.numel(), device=cells.device)
+    homes = torch.where(cells < 0, n_tokens, cells)  # empty cells write behind the last token
+    of_token = numbers.new_zeros(n_tokens + 1).scatter_(0, homes, numbers)
+    return cells.clamp(min=0), of_token[:n_tokens]
+
+
+def _attend(
+    inner: Any, states: tuple[Tensor, Tensor, Tensor], table: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Causal attention in each segment. states: (1, heads, T, D) each; returns (1, T, heads, D)."""
+    n_tokens = states[0].shape[2]
+    n_segments, longest = table.shape[0], table.shape[-1]
+    of_cell, of_token = _places(table, n_tokens)
+
+    def gathered(x: Tensor) -> Tensor:
+        # (1, h, T, D) -> (T, h, D) -> (S*L, h, D) -> (S, h, L, D)
+        rows = _Rearrange.apply(x[0].transpose(0, 1), of_cell, of_token)
+        return rows.view(n_segments, longest, *rows.shape[1:]).transpose(1, 2)
+
+    output = inner(*(gathered(x) for x in states), **options)  # (S, H, L, D)
+    flat = output.transpose(1, 2).reshape(n_segments * longest, *output.shape[1::2])
+    return _Rearrange.apply(flat, of_token, of_cell)[None]
+
+
+def _visible(longest: int, window: int | None, device: torch.device) -> Tensor:
+    """Where a query may look, (L, L) bool: back to the first token, or so far as a window goes."""
+    allowed = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    return allowed if window is None else allowed.triu(1 - window)
+
+
+def _sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """PyTorch's fused kernels: (S, H, L, D), (S, h, L, D) twice -> (S, H, L, D)."""
+    if softcap is not None:
+        raise NotImplementedError("sdpa has no soft cap")
+    longest = query.shape[2]
+    mask = None
+    if window is not None and window < longest:
+        mask = _visible(longest, window, query.device)
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value,
+        attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def _eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Two matrix products: (S, H, L, D), (S, h, K, D) twice -> (S, H, L, D).
+
+    Softmax in float32. mask: to be added to the scores, (S, 1, L, K); by default causal.
+    """
+    s, heads, n_queries, size = query.shape
+    shared, n_keys = key.shape[1:3]
+    # One key head serves H/h query heads: (S, H, L, D) -> (S, h, H/h * L, D)
+    scores = query.reshape(s, shared, -1, size) @ key.transpose(2, 3) * scaling
+    scores = scores.view(s, heads, n_queries, n_keys)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    else:
+        hidden = ~_visible(n_queries, window, query.device)
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if dropout:
+        weights = nn.functional.dropout(weights, dropout)
+    return (weights.view(s, shared, -1, n_keys) @ value).view(s, heads, n_queries, -1)
+
+
+def _attention(inner: Any, usual: Any) -> Any:
+    """The function transformers calls in each layer: over segments, or `usual` for padded rows."""
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        options = {"scaling": scaling, "dropout": dropout, "softcap": softcap}
+        if attention_mask is None or attention_mask.dtype != torch.long:
+            return usual(module, query, key, value, attention_mask, **options, **kwargs)
+        if any(kwargs.get(name) is not None for name in ("s_aux", "position_bias")):
+            raise NotImplementedError("attention over segments has neither sinks nor biases")
+        options["window"] = sliding_window
+        return _attend(inner, (query, key, value), attention_mask, options), None
+
+    return forward
+
+
+def _usual_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    states = query, key, value
+    output = _eager(*states, scaling, dropout, None, softcap, mask=attention_mask)
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make transformers know `segments_eager` and `segments_sdpa`."""
+    for name, inner, usual, mask in (
+        ("eager", _eager, _usual_eager, eager_mask),
+        ("sdpa", _sdpa, sdpa_attention_forward, sdpa_mask),
+    ):
+        AttentionInterface.register(PREFIX + name, _attention(inner, usual))
+        AttentionMaskInterface.register(PREFIX + name, mask)
