@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_packed_groups_differ_by_no_more_than_one_sample(lengths, n_groups):
 def test_padded_groups_hold_samples_of_similar_length(lengths, n_groups):
     groups = [[lengths[i] for i in g] for g in plan_step(lengths, n_groups, "padded") if g]
     spans = sorted((min(group), max(group)) for group in groups)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def test_the_fullest_fit_is_chosen():

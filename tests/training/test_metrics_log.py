@@ -24,6 +24,16 @@ def test_a_step_has_exactly_these_keys(tmp_path: Path) -> None:
     assert (lines[1]["step"], lines[1]["samples"], lines[1]["supervised_tokens"]) == (2, 8, 20)
 
 
+def test_padding_stands_behind_these_where_it_was_counted(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    log.start(0)
+    log.count(4, 10, computed_tokens=80, padding_tokens=20)
+    log.step(1, 3.0, 1e-3)
+    (line,) = read_metrics(tmp_path / "m.jsonl")
+    assert tuple(line) == (*STEP_KEYS, "padding")
+    assert line["padding"] == 0.25
+
+
 def test_a_resumed_log_drops_later_lines_and_goes_on_counting(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     written(path, 5)

@@ -41,7 +41,7 @@ def test_a_one_stage_run_folder(recipe: Recipe) -> None:
     folder = Path(recipe.output)
     assert load_recipe(folder / "config.yaml") == recipe
     steps = steps_of(folder)
-    assert [tuple(line) for line in steps] == [STEP_KEYS] * 6
+    assert [tuple(line) for line in steps] == [(*STEP_KEYS, "padding")] * 6
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert steps[-1]["samples"] == 24
     evaluations = [x for x in read_metrics(folder / "metrics.jsonl") if "eval_loss" in x]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from tinyalign.errors import DataError
@@ -78,7 +79,7 @@ def _alike(lengths: Sequence[int], n_groups: int) -> Groups:
     """Sorted by length, cut into groups of the same number of samples."""
     order = _longest_first(lengths)
     bounds = [len(order) * i // n_groups for i in range(n_groups + 1)]
-    return [order[start:end] for start, end in zip(bounds, bounds[1:])]
+    return [order[start:end] for start, end in pairwise(bounds)]
 
 
 def _best_fit(lengths: Sequence[int], budget: int) -> Groups:

@@ -238,9 +238,7 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
             input_ids, memory_values, memory_mask, memory_scores, segments
         )
         if images is not None or memories is not None:
-            masks = self.get_placeholder_mask(
-                input_ids, inputs_embeds, images, memories, segments
-            )
+            masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories, segments)
             for where, features in zip(masks, (images, memories)):
                 if features is not None:
                     features = features.to(inputs_embeds.device, inputs_embeds.dtype)

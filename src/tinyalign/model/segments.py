@@ -24,49 +24,63 @@ SUPPORTED = ("eager", "sdpa")
 """The kinds of attention that can run over segments, under the name `segments_KIND`."""
 
 
-class _Rearrange(torch.autograd.Function):
-    """Rows of x by index; the gradient of x is gathered too, which is much faster than adding.
+class _ToCells(torch.autograd.Function):
+    """Tokens (T, ...) to cells (S*L, ...); an empty cell gets the first token, as a stand-in.
 
-    Right where every row of x that matters is taken once: `back` names the place it went to.
+    Each token has one cell, so its gradient is gathered from there, which is much faster than
+    adding up. What attention makes of an empty cell is thrown away: its gradient is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        """(n, ...), (m,), (n,) -> (m, ...)"""
-        ctx.save_for_backward(back)
-        return x.index_select(0, index)
+    def forward(ctx: Any, tokens: Tensor, of_cell: Tensor, of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(of_token)
+        return tokens.index_select(0, of_cell.clamp(min=0))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return gradients[0].index_select(0, back), None, None
+        (of_token,) = ctx.saved_tensors
+        return gradients[0].index_select(0, of_token), None, None
 
 
-def _places(table: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
-    """Of each cell of the table its token (S*L,), 0 where empty; of each token its cell (T,)."""
-    cells = table.flatten()
-    numbers = torch.arange(cells.numel(), device=cells.device)
-    homes = torch.where(cells < 0, n_tokens, cells)  # empty cells write behind the last token
-    of_token = numbers.new_zeros(n_tokens + 1).scatter_(0, homes, numbers)
-    return cells.clamp(min=0), of_token[:n_tokens]
+class _ToTokens(torch.autograd.Function):
+    """Cells (S*L, ...) back to tokens (T, ...); empty cells are left out."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, of_cell: Tensor, of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(of_cell)
+        return cells.index_select(0, of_token)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (of_cell,) = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, of_cell.clamp(min=0))
+        empty = (of_cell < 0).view(-1, *[1] * (gradient.ndim - 1))
+        return gradient.masked_fill(empty, 0.0), None, None
+
+
+def _cells_of_tokens(of_cell: Tensor, n_tokens: int) -> Tensor:
+    """Cell of each token (T,), from the token of each cell (S*L,), -1 where it is empty."""
+    numbers = torch.arange(of_cell.numel(), device=of_cell.device)
+    tokens = torch.where(of_cell < 0, n_tokens, of_cell)  # empty cells write behind the last
+    return numbers.new_zeros(n_tokens + 1).scatter_(0, tokens, numbers)[:n_tokens]
 
 
 def _attend(
     inner: Any, states: tuple[Tensor, Tensor, Tensor], table: Tensor, options: dict[str, Any]
 ) -> Tensor:
     """Causal attention in each segment. states: (1, heads, T, D) each; returns (1, T, heads, D)."""
-    n_tokens = states[0].shape[2]
     n_segments, longest = table.shape[0], table.shape[-1]
-    of_cell, of_token = _places(table, n_tokens)
+    of_cell = table.flatten()
+    of_token = _cells_of_tokens(of_cell, states[0].shape[2])
 
     def gathered(x: Tensor) -> Tensor:
         # (1, h, T, D) -> (T, h, D) -> (S*L, h, D) -> (S, h, L, D)
-        rows = _Rearrange.apply(x[0].transpose(0, 1), of_cell, of_token)
-        return rows.view(n_segments, longest, *rows.shape[1:]).transpose(1, 2)
+        cells = _ToCells.apply(x[0].transpose(0, 1), of_cell, of_token)
+        return cells.view(n_segments, longest, *cells.shape[1:]).transpose(1, 2)
 
     output = inner(*(gathered(x) for x in states), **options)  # (S, H, L, D)
-    flat = output.transpose(1, 2).reshape(n_segments * longest, *output.shape[1::2])
-    return _Rearrange.apply(flat, of_token, of_cell)[None]
+    cells = output.transpose(1, 2).reshape(n_segments * longest, *output.shape[1::2])
+    return _ToTokens.apply(cells, of_cell, of_token)[None]
 
 
 def _visible(longest: int, window: int | None, device: torch.device) -> Tensor:

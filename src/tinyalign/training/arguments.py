@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from tinyalign.data.packing import Layout
+from tinyalign.training.dataset import TrainingDataset
+from tinyalign.training.micro_batches import SeededOrder, Split, accumulation_for
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.stage_args import StageArgs
 
@@ -22,11 +26,36 @@ def planned_steps(args: StageArgs, n_samples: int, world_size: int = 1) -> int:
     return math.ceil(args.epochs * max(1, math.ceil(batches / accumulation)))
 
 
+def world_size() -> int:
+    """Processes that train together, as their launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def plan_split(args: StageArgs, layout: Layout, dataset: TrainingDataset, seed: int) -> Split:
+    """How the steps of a stage are shared out, from the lengths of its samples and its budget."""
+    processes = world_size()
+    _, accumulation = args.accumulation(processes)
+    split = Split(layout, args.batch_size, accumulation, processes, args.micro_tokens)
+    if args.micro_tokens is None:
+        return split
+    steps = math.ceil(len(dataset) / args.batch_size)
+    epochs = args.epochs if args.max_steps is None else args.max_steps / steps
+    order = SeededOrder(len(dataset), seed)
+    needed = accumulation_for(order, dataset.lengths, split, math.ceil(epochs))
+    return replace(split, accumulation=needed)
+
+
 def training_arguments(
-    recipe: Recipe, args: StageArgs, folder: Path, device: torch.device
+    recipe: Recipe,
+    args: StageArgs,
+    folder: Path,
+    device: torch.device,
+    split: Split | None = None,
 ) -> TrainingArguments:
-    """The stage in the Trainer's terms."""
-    micro, accumulation = args.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    """The stage in the Trainer's terms. split: where it decides over micro-batches."""
+    micro, accumulation = args.accumulation(world_size())
+    if split is not None:
+        micro, accumulation = math.ceil(split.batch_size / split.groups), split.accumulation
     trains_large = "full" in (args.language, args.vision)
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 STEP_KEYS = ("step", "loss", "learning_rate", "samples", "supervised_tokens", "seconds")
+"""What every step's line begins with, in this order; after them it may have `padding`."""
 
 
 class MetricsLog:
@@ -22,6 +23,8 @@ class MetricsLog:
         self.path = path
         self.samples = 0
         self.supervised_tokens = 0
+        self._computed = 0
+        self._padding = 0
         self._before = 0.0
         self._started = time.monotonic()
 
@@ -41,15 +44,26 @@ class MetricsLog:
             self.supervised_tokens = last["supervised_tokens"]
         self._started = time.monotonic()
 
-    def count(self, samples: int, supervised_tokens: int) -> None:
-        """Add a step's samples and tokens."""
+    def count(
+        self,
+        samples: int,
+        supervised_tokens: int,
+        *,
+        computed_tokens: int = 0,
+        padding_tokens: int = 0,
+    ) -> None:
+        """Add a step's samples and tokens; padding is part of what is computed."""
         self.samples += samples
         self.supervised_tokens += supervised_tokens
+        self._computed, self._padding = computed_tokens, padding_tokens
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """Write a step's line."""
+        """Write a step's line: STEP_KEYS, and `padding` where it was counted."""
         values = (step, loss, learning_rate, self.samples, self.supervised_tokens)
-        self.write(dict(zip(STEP_KEYS, (*values, round(self.seconds, 3)))))
+        line = dict(zip(STEP_KEYS, (*values, round(self.seconds, 3))))
+        if self._computed:
+            line["padding"] = round(self._padding / self._computed, 4)
+        self.write(line)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line and flush it."""

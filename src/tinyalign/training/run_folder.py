@@ -24,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device")
 FREE_DATA = ("workers", "cache_folder")
+FREE_STAGE = ("packing", "micro_tokens", "rehearse")
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,9 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         settings.pop(name)
     for name in FREE_DATA:
         settings["data"].pop(name)
+    for name in FREE_STAGE:
+        settings["pretrain"].pop(name)
+        settings["finetune"].pop(name)
     if stage == "pretrain":
         for name in (other, "start_from"):
             settings.pop(name)
