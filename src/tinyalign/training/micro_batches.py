@@ -116,10 +116,10 @@ class MicroBatches(Sampler[list[Place]]):
     def _accumulation(self, samples: int) -> int:
         """Micro-batches a process in a step of so many samples."""
         split = self.split
-        if split.budget is not None:
-            return min(split.accumulation, math.ceil(samples / split.processes))
-        group = math.ceil(split.batch_size / split.groups)
-        return math.ceil(samples / (group * split.processes))
+        if samples == split.batch_size:
+            return split.accumulation
+        group = 1 if split.budget is not None else math.ceil(split.batch_size / split.groups)
+        return min(split.accumulation, math.ceil(samples / (group * split.processes)))
 
     def _groups(self, positions: list[int]) -> Groups:
         lengths = [int(self.lengths[position]) for position in positions]
