@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyalign.data.collator import Collator
+from tinyalign.data.collator import Collator, PackedCollator
 from tinyalign.errors import DataError
 
 
@@ -79,3 +79,25 @@ def test_labels_of_another_length_are_refused():
 def test_an_empty_batch_is_refused():
     with pytest.raises(DataError, match="at least one item"):
         Collator(0)([])
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=5))
+def test_a_packed_row_holds_every_token_once_and_segments_find_them(rows):
+    batch = PackedCollator(pad_token_id=0)([item(row, row) for row in rows])
+    flat = [token for row in rows for token in row]
+    assert batch["input_ids"].tolist() == [flat]
+    assert batch["position_ids"].tolist() == [[i for row in rows for i in range(len(row))]]
+    for i, row in enumerate(rows):
+        places = batch["segments"][i][: len(row)]
+        assert batch["input_ids"][0][places].tolist() == row
+        assert batch["labels"][0][places].tolist() == [-100, *row[1:]]
+        assert (batch["segments"][i][len(row) :] == -1).all()
+    assert batch["n_supervised"].tolist() == [len(row) - 1 for row in rows]
+    assert "attention_mask" not in batch
+
+
+def test_packed_items_of_other_shapes_are_refused():
+    with pytest.raises(DataError, match="2 labels for 3 tokens"):
+        PackedCollator(0)([item([1, 2], [1]), item([1], [1])])
+    with pytest.raises(DataError, match="no attention_mask"):
+        PackedCollator(0)([item([1], attention_mask=[1])])

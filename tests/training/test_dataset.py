@@ -132,3 +132,21 @@ def test_random_captions_follow_the_runs_seed_and_the_banks_do_not(tmp_path, rec
         banks.append(shop.bank.hash)
     assert answers[0] != answers[1]
     assert banks[0] == banks[1]
+
+
+def test_lengths_are_those_of_the_items(shop: Workshop) -> None:
+    dataset = shop.dataset(shop.recipe.data.pretrain)
+    found = dataset.lengths.tolist()
+    assert found == [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
+    assert len(set(found)) > 1
+
+
+def test_an_unusable_sample_has_the_length_of_the_one_that_replaces_it(shop: Workshop) -> None:
+    samples = [
+        Sample(f"s{i}", (), (Message("user", "Who?"), Message("assistant", answer)))
+        for i, answer in enumerate(["", "Nobody in particular.", "I.", ""])
+    ]
+    template = choose_template(shop.processor.tokenizer, "chatml")
+    dataset = TrainingDataset(samples, shop.processor, template=template, max_length=20)
+    lengths = dataset.lengths.tolist()
+    assert lengths == [len(dataset[i]["input_ids"]) for i in range(4)]

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinyalign.data.collator import Collator
+from tinyalign.data.collator import Collator, PackedCollator
 from tinyalign.training.arguments import planned_steps
 from tinyalign.training.callbacks import evaluation_steps
 from tinyalign.training.freeze import freeze
 from tinyalign.training.metrics_log import MetricsLog
+from tinyalign.training.micro_batches import SeededOrder
 from tinyalign.training.parts import compile_layers, undo_compile
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder
 from tinyalign.training.stage_args import StageArgs
-from tinyalign.training.trainer import SeededOrder, TinyAlignTrainer
+from tinyalign.training.trainer import TinyAlignTrainer
 from tinyalign.training.workshop import Workshop
 
 
@@ -76,18 +77,65 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_it_is_accumulated(r
             torch.testing.assert_close(split[name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow  # several runs
-def test_a_run_split_into_micro_batches_has_the_same_curve(recipe) -> None:
-    curves = []
-    for micro in (4, 2, 1):
-        stage = replace(recipe.pretrain, micro_batch_size=micro)
-        shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{micro}"))
-        shop.run()
-        lines = (shop.folder.path / "metrics.jsonl").read_text().splitlines()
-        losses = [json.loads(line) for line in lines]
-        curves.append([line["loss"] for line in losses if "loss" in line])
-    for other in curves[1:]:
-        assert other == pytest.approx(curves[0], rel=1e-4)
+def curve(recipe: Recipe, name: str, **settings) -> list[dict]:
+    """The steps of a run of a recipe with other settings of its stage."""
+    stage = replace(recipe.pretrain, **settings)
+    shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{name}"))
+    shop.run()
+    lines = (shop.folder.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(lines: list[dict]) -> list[float]:
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_no_split_and_no_layout_changes_the_curve(recipe) -> None:
+    """Whole steps, micro-batches, a budget; packed or padded; with memory drop-out."""
+    recipe = replace(recipe, memory=replace(recipe.memory, drop_probability=0.5))
+    whole = curve(recipe, "whole")
+    held_out = [line["eval_loss"] for line in whole if "eval_loss" in line]
+    assert all(line["padding"] == 0 for line in whole if "loss" in line)
+    for name, settings in {
+        "padded": {"packing": False},
+        "micro": {"micro_batch_size": 2},
+        "budget": {"micro_tokens": 160},
+        "padded-micro": {"packing": False, "micro_batch_size": 1},
+    }.items():
+        lines = curve(recipe, name, **settings)
+        assert losses(lines) == pytest.approx(losses(whole), rel=1e-5)
+        found = [line["eval_loss"] for line in lines if "eval_loss" in line]
+        assert found == pytest.approx(held_out, rel=1e-5)
+        keys = ("samples", "supervised_tokens")
+        assert [[x.get(k) for k in keys] for x in lines] == [
+            [x.get(k) for k in keys] for x in whole
+        ]
+        if name == "padded":
+            assert any(line["padding"] > 0 for line in lines if "loss" in line)
+
+
+def test_packed_and_padded_steps_have_the_same_gradients(recipe) -> None:
+    stage = replace(recipe.pretrain, language="full", batch_size=8)
+    results = []
+    for packing in (True, False):
+        stage = replace(stage, packing=packing)
+        shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{packing}"))
+        trainer = trainer_of(shop)
+        assert isinstance(trainer.data_collator, PackedCollator) == packing
+        items = [shop.dataset(recipe.data.pretrain)[i] for i in range(8)]
+        results.append(gradients(trainer, items, micro=8))
+    (packed, found), (padded, wanted) = results
+    assert math.isclose(packed, padded, rel_tol=1e-6)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_cannot_pack_is_padded(recipe, monkeypatch) -> None:
+    monkeypatch.setattr("tinyalign.model.packed.keeps_apart", lambda llm: False)
+    trainer = trainer_of(workshop(recipe))
+    assert type(trainer.data_collator) is Collator
+    assert trainer.split.layout == "padded"
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:

@@ -1,4 +1,4 @@
-"""Items of different length -> one padded batch of tensors."""
+"""Items of different length -> one batch of tensors, padded or packed."""
 
 from __future__ import annotations
 
@@ -86,6 +86,54 @@ class Collator:
             else:
                 out[i, length - len(values) :] = values
         return out
+
+
+class PackedCollator(Collator):
+    """Lay `input_ids` and `labels` of all items in one row, without padding; stack the rest.
+
+    Returns, beside what `Collator` stacks by image and by sample: `input_ids`, `labels` and
+    `position_ids` (1, T) int64; `segments` (S, L) int64, of each sample the places of its tokens
+    in the row, -1 behind its end; `n_supervised` (S,). Positions start at 0 in each sample, whose
+    first label is -100, as nothing stands before it. There is no attention mask.
+    """
+
+    def _sequences(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        lengths = [len(item["input_ids"]) for item in items]
+        if any("attention_mask" in item for item in items):
+            raise DataError("packed items are whole samples; they have no attention_mask")
+        batch: dict[str, Any] = {
+            "input_ids": _row([item["input_ids"] for item in items]),
+            "position_ids": _row([range(length) for length in lengths]),
+            "segments": segment_table(lengths),
+        }
+        if all("labels" in item for item in items):
+            labels = _row([item["labels"] for item in items])
+            if labels.shape != batch["input_ids"].shape:
+                raise DataError(
+                    f"{labels.shape[1]} labels for {sum(lengths)} tokens; each item needs one "
+                    "label a token"
+                )
+            labels[batch["position_ids"] == 0] = IGNORED
+            batch["labels"] = labels
+            batch["n_supervised"] = torch.stack(
+                [(part != IGNORED).sum() for part in labels[0].split(lengths)]
+            )
+        return batch
+
+
+def segment_table(lengths: Sequence[int]) -> Tensor:
+    """Places of the tokens of samples of these lengths in one row: (S, longest), -1 at the end."""
+    table = torch.full((len(lengths), max(lengths)), -1, dtype=torch.long)
+    start = 0
+    for row, length in zip(table, lengths):
+        row[:length] = torch.arange(start, start + length)
+        start += length
+    return table
+
+
+def _row(parts: Sequence[Any]) -> Tensor:
+    """Sequences one behind the other: (1, T) int64."""
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])[None]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -26,7 +26,9 @@ from tinyalign.model.connectors import build_connector
 from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.head_loss import CrossEntropy, head_loss
 from tinyalign.model.memory_connector import MemoryConnector
+from tinyalign.model.packed import segment_mask
 from tinyalign.model.remote import PackageIsTheCode
+from tinyalign.model.unused import touch_unused
 from tinyalign.model.vision import tower_features
 
 
@@ -132,10 +134,11 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         inputs_embeds: Tensor,
         image_features: Tensor | None = None,
         memory_features: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Where image and memory tokens go: two masks (B, L, 1), counted against the features.
 
-        Raises ModelError with both numbers on a mismatch.
+        segments: of a packed row. Raises ModelError with both numbers on a mismatch.
         """
         if input_ids is None:
             raise ModelError(
@@ -152,14 +155,15 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
                     "the processor that was saved with this model, and do not cut its output."
                 )
         if memory_features is not None:
-            rows = memory_mask.sum(dim=1)
+            rows = _count_by_sample(memory_mask, segments)
             expected = memory_features.shape[1]
             if memory_features.shape[0] != len(rows) or bool((rows != expected).any()):
                 raise ModelError(
-                    f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} rows for "
+                    f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} "
+                    f"{'rows' if segments is None else 'packed samples'} for "
                     f"{memory_features.shape[0]} x {expected} = "
                     f"{memory_features.shape[:2].numel()} memory features ({expected} in every "
-                    "row). Set processor.memory_enabled, and check that k is that of the model."
+                    "one). Set processor.memory_enabled, and check that k is that of the model."
                 )
         return image_mask[..., None], memory_mask[..., None]
 
@@ -176,6 +180,7 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         values: Tensor | None,
         mask: Tensor | None,
         scores: Tensor | None,
+        segments: Tensor | None,
     ) -> Tensor | None:
         """H_R (B, n, d), or None when retrieval is off for this batch."""
         count = 0
@@ -191,7 +196,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         if self.memory_connector.table is not None:
             if input_ids is None or not count:
                 return None
-            return self.memory_connector(None, batch_size=input_ids.shape[0])
+            samples = input_ids if segments is None else segments
+            return self.memory_connector(None, batch_size=samples.shape[0])
         if values is None:
             if count:
                 raise ModelError(
@@ -215,6 +221,7 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         memory_mask: Tensor | None = None,
         memory_scores: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        segments: Tensor | None = None,
         **kwargs: Any,
     ) -> TinyAlignModelOutput:
         """Hidden states (B, L, d). See `TinyAlignForConditionalGeneration.forward`."""
@@ -228,13 +235,19 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         images = None if encoded is None else torch.stack(list(encoded.pooler_output))
         if images is None and input_ids is not None:
             self._check_no_image(input_ids)
-        memories = self._memory_features(input_ids, memory_values, memory_mask, memory_scores)
+        memories = self._memory_features(
+            input_ids, memory_values, memory_mask, memory_scores, segments
+        )
         if images is not None or memories is not None:
-            masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories)
+            masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories, segments)
             for where, features in zip(masks, (images, memories)):
                 if features is not None:
                     features = features.to(inputs_embeds.device, inputs_embeds.dtype)
                     inputs_embeds = inputs_embeds.masked_scatter(where, features)
+        if self.training:
+            inputs_embeds = touch_unused(self, inputs_embeds, images, memories)
+        if segments is not None:
+            attention_mask = segment_mask(self.language_model, segments)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -310,6 +323,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         memory_mask: Tensor | None = None,
         memory_scores: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        segments: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         supervised_only: bool = False,
@@ -327,6 +341,10 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         supervised. The loss is the same; logits are then (1, supervised, vocabulary).
         cross_entropy other than "full" with supervised_only: head and loss in one, which saves
         the memory of the logits; there are none in the output then (`model.head_loss`).
+        segments (S, L): the batch is one packed row (1, T) of S samples; of each the places of
+        its tokens, -1 behind its end (`data.collator.PackedCollator`; the LLM must have been
+        through `model.packed.enable_packing`). Memories are then (S, k, 32, 96) and position_ids
+        start at 0 in each sample, whose first label is -100. attention_mask is not used.
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
         loss_arguments = {
@@ -344,6 +362,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             memory_mask=memory_mask,
             memory_scores=memory_scores,
             mm_encoder_outputs=mm_encoder_outputs,
+            segments=segments,
             return_dict=True,
             **kwargs,
         )
@@ -397,6 +416,13 @@ def _with_loss(
         image_hidden_states=outputs.image_hidden_states,
         memory_hidden_states=outputs.memory_hidden_states,
     )
+
+
+def _count_by_sample(mask: Tensor, segments: Tensor | None) -> Tensor:
+    """True values of each row of mask (B, L), or of each sample of a packed row."""
+    if segments is None:
+        return mask.sum(dim=1)
+    return (mask[0][segments.clamp(min=0)] & (segments >= 0)).sum(dim=1)
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

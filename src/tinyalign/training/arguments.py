@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from tinyalign.data.packing import Layout
+from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.launch import processes
+from tinyalign.training.micro_batches import SeededOrder, Split, accumulation_for
 from tinyalign.training.precision import adamw, mixed_precision
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.stage_args import StageArgs
@@ -21,11 +25,31 @@ def planned_steps(args: StageArgs, n_samples: int) -> int:
     return math.ceil(args.epochs * max(1, math.ceil(n_samples / args.batch_size)))
 
 
+def plan_split(args: StageArgs, layout: Layout, dataset: TrainingDataset, seed: int) -> Split:
+    """How the steps of a stage are shared out, from the lengths of its samples and its budget."""
+    count = processes()
+    _, accumulation = args.accumulation(count)
+    split = Split(layout, args.batch_size, accumulation, count, args.micro_tokens)
+    if args.micro_tokens is None:
+        return split
+    steps = math.ceil(len(dataset) / args.batch_size)
+    epochs = args.epochs if args.max_steps is None else args.max_steps / steps
+    order = SeededOrder(len(dataset), seed)
+    needed = accumulation_for(order, dataset.lengths, split, math.ceil(epochs))
+    return replace(split, accumulation=needed)
+
+
 def training_arguments(
-    recipe: Recipe, args: StageArgs, folder: Path, device: torch.device
+    recipe: Recipe,
+    args: StageArgs,
+    folder: Path,
+    device: torch.device,
+    split: Split | None = None,
 ) -> TrainingArguments:
-    """The stage in the Trainer's terms."""
+    """The stage in the Trainer's terms. split: where it decides over micro-batches."""
     micro, accumulation = args.accumulation(processes())
+    if split is not None:
+        micro, accumulation = math.ceil(split.batch_size / split.groups), split.accumulation
     trains_large = "full" in (args.language, args.vision)
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(

@@ -1,4 +1,4 @@
-"""Which samples each process computes in each step: the same ones in all, however many compute."""
+"""Which held-out samples each process judges; `micro_batches` has those of training."""
 
 from __future__ import annotations
 
@@ -6,44 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Sampler
-
-
-class StepBatches(Sampler[list[int]]):
-    """This process's micro-batches, as positions in the data set.
-
-    A step takes the next `micro * accumulation * processes` samples of the order, whatever the
-    three are. The last step of an epoch may have fewer; a process that gets none of them computes
-    the step's first sample as `~position`: an item with nothing to learn from, see
-    `TrainingDataset`. So every process runs as many micro-batches as any other.
-    """
-
-    def __init__(
-        self, order: Any, micro: int, accumulation: int = 1, processes: int = 1, index: int = 0
-    ) -> None:
-        """order: a sampler of positions with a length; micro: samples of a micro-batch."""
-        self.sampler = order  # by this name accelerate finds whom to tell the epoch
-        self.micro, self.accumulation = micro, accumulation
-        self.processes, self.index = processes, index
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.sampler), self.micro * self.accumulation * self.processes)
-        return whole * self.accumulation + -(-rest // (self.micro * self.processes))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step: list[int] = []
-        for position in self.sampler:
-            step.append(position)
-            if len(step) == self.micro * self.accumulation * self.processes:
-                yield from self.share(step)
-                step = []
-        yield from self.share(step)
-
-    def share(self, step: Sequence[int]) -> Iterator[list[int]]:
-        """The micro-batches of this process in a step of these positions."""
-        batches = [list(step[i : i + self.micro]) for i in range(0, len(step), self.micro)]
-        while len(batches) % self.processes:
-            batches.append([~step[0]])
-        yield from batches[self.index :: self.processes]
 
 
 class EvaluationBatches(Sampler[list[int]]):

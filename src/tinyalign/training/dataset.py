@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinyalign.data.chat import encode
-from tinyalign.data.collator import IGNORED
+from tinyalign.data.chat import Encoded, encode
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
@@ -48,8 +49,7 @@ class TrainingDataset(Dataset):
     Image features come from the cache; where none is kept, pixels from the image processor. A
     sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
     of once; with `strict` it raises DataError. Processes that load data share no memory: what
-    each leaves out goes to `skip_file`, which `left_out` reads back. Position `~i` is item i with
-    nothing to learn from, for a process that has no share in a step.
+    each leaves out goes to `skip_file`, which `left_out` reads back.
     """
 
     def __init__(
@@ -88,10 +88,25 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the item at each position, (n,) int64; an unusable one has its successor's."""
+        own = [self._length(index) for index in self.indices]
+        if not any(own):
+            return np.array(own, dtype=np.int64)
+        last = next(length for length in own if length)  # after the last comes the first
+        for position in reversed(range(len(own))):
+            own[position] = last = own[position] or last
+        return np.array(own, dtype=np.int64)
+
+    def _length(self, index: int) -> int:
+        """Tokens of sample `index`; 0 where it cannot be used."""
+        try:
+            return len(self._encoded(index).input_ids)
+        except DataError:
+            return 0
+
     def __getitem__(self, position: int) -> dict[str, Any]:
-        if position < 0:
-            item = self[~position]
-            return {**item, "labels": [IGNORED] * len(item["labels"])}
         for step in range(len(self)):
             index = self.indices[(position + step) % len(self)]
             try:
@@ -106,16 +121,7 @@ class TrainingDataset(Dataset):
     def item(self, index: int) -> dict[str, Any]:
         """The item of sample `index`; raises DataError when it cannot be used."""
         sample = self.samples[index]
-        encoded = encode(
-            sample,
-            self.processor.tokenizer,
-            self.template,
-            n_image_tokens=self.processor.image_seq_length,
-            n_memory_tokens=self.n_memory_tokens,
-            max_length=self.max_length,
-        )
-        if all(label == -100 for label in encoded.labels):
-            raise DataError(f"sample {sample.id}: no token to learn from within max_length")
+        encoded = self._encoded(index)
         item: dict[str, Any] = {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
@@ -128,6 +134,20 @@ class TrainingDataset(Dataset):
             if not sample.images:  # nothing to look memories up by, as at test time
                 item["memory_mask"] = torch.zeros_like(item["memory_mask"])
         return item
+
+    def _encoded(self, index: int) -> Encoded:
+        sample = self.samples[index]
+        encoded = encode(
+            sample,
+            self.processor.tokenizer,
+            self.template,
+            n_image_tokens=self.processor.image_seq_length,
+            n_memory_tokens=self.n_memory_tokens,
+            max_length=self.max_length,
+        )
+        if all(label == -100 for label in encoded.labels):
+            raise DataError(f"sample {sample.id}: no token to learn from within max_length")
+        return encoded
 
     def _images(self, index: int, sample: Sample) -> dict[str, Any]:
         if isinstance(self.features, CachedFeatures):

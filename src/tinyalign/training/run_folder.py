@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device", "track")
 FREE_DATA = ("workers", "cache_folder")
-FREE_STAGE = ("save_fractions",)
+FREE_STAGE = ("save_fractions", "packing", "micro_tokens", "rehearse")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ class StageArgs:
     """Samples a step, over all devices and accumulated micro-batches."""
     micro_batch_size: int | None = None
     """Samples a device computes at once; by default the whole batch."""
+    packing: bool = True
+    """Lay samples one behind the other, without padding; changes speed alone."""
+    micro_tokens: int | None = None
+    """Most tokens a device computes at once; takes the place of micro_batch_size."""
+    rehearse: bool = True
+    """Run the largest micro-batch first, so that memory trouble shows at once."""
     epochs: float = 1.0
     """Passes over the data."""
     max_steps: int | None = None
@@ -62,7 +68,13 @@ class StageArgs:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
                 raise ConfigError(f"{name} must lie between 0 and 1, found {value}")
-        for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_steps"):
+        for name in (
+            "batch_size",
+            "micro_batch_size",
+            "micro_tokens",
+            "eval_batch_size",
+            "max_steps",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")

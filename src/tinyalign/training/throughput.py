@@ -70,8 +70,8 @@ class Work:
 def work_of(batches: Iterable[Mapping[str, Any]]) -> Work:
     """Samples, tokens, places and images of batches, padded or packed.
 
-    `index` has one row a sample. A sample with nothing to learn from, which fills a process's share, is not counted as one;
-    where `attention_mask` is absent, every place is a token.
+    `index` has one row a sample. One with nothing to learn from, which only fills a process's
+    share, is not counted. Where `attention_mask` is absent, every place is a token.
     """
     work = Work()
     for batch in batches:

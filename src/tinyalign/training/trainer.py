@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from tinyalign.model.head_loss import CrossEntropy
-from tinyalign.training.batches import EvaluationBatches, StepBatches
+from tinyalign.training.batches import EvaluationBatches
 from tinyalign.training.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
 from tinyalign.training.launch import gather
 from tinyalign.training.memory_dropout import kept_memories
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
+from tinyalign.training.micro_batches import (
+    Items,
+    MicroBatches,
+    MicroBatchLoader,
+    SeededOrder,
+    Split,
+)
+from tinyalign.training.rehearsal import Rehearsal
 from tinyalign.training.sharding import name_layers, shard_on_cpu
 from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.throughput import Meter, Work, work_of
 
-NOT_FOR_FORWARD = ("index", "n_supervised")
-
-
-class SeededOrder(Sampler[int]):
-    """Every sample once an epoch, in an order that seed and epoch alone decide."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.size, generator=generator).tolist()
+NOT_FOR_FORWARD = ("index", "n_supervised", "slot")
 
 
 class TinyAlignTrainer(Trainer):
@@ -62,15 +51,18 @@ class TinyAlignTrainer(Trainer):
         stage: StageArgs,
         log: MetricsLog,
         *,
+        split: Split | None = None,
         drop_probability: float = 0.0,
         eval_folder: Path | None = None,
         meter: Meter | None = None,
         cross_entropy: CrossEntropy = "full",
         **kwargs: Any,
     ) -> None:
-        """drop_probability: chance of a sample to see no memory; eval_folder: where the losses
-        of single held-out samples go (eval-STEP.jsonl); meter: times the steps; cross_entropy: how
+        """split: how a step's samples are shared out, needed for data sets with `lengths`;
+        drop_probability: chance of a sample to see no memory; eval_folder: where the losses of
+        single held-out samples go (eval-STEP.jsonl); meter: times the steps; cross_entropy: how
         head and loss are computed in training."""
+        self.split = split
         self.stage = stage
         self.meter = meter or Meter()
         self.cross_entropy: CrossEntropy = cross_entropy
@@ -79,6 +71,8 @@ class TinyAlignTrainer(Trainer):
         self.eval_folder = eval_folder
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(MetricsCallback(log))
+        if stage.rehearse and split is not None:
+            self.add_callback(Rehearsal(self))
         self._frozen = frozen_modules(model)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -94,25 +88,32 @@ class TinyAlignTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SeededOrder(len(dataset), self.args.seed)
 
+    @cached_property
+    def items(self) -> Items:
+        """The training items by their place in the plan."""
+        return Items(self.train_dataset)
+
+    def micro_batches(self) -> MicroBatches:
+        """The plan of this process: which samples each of its micro-batches has."""
+        dataset: Any = self.train_dataset
+        assert self.split is not None
+        order = self._get_train_sampler()
+        return MicroBatches(order, dataset.lengths, self.split, self.args.process_index)
+
     def get_train_dataloader(self) -> DataLoader:
-        """This process's micro-batches of every step; see `StepBatches`."""
-        args = self.args
-        batches = StepBatches(
-            self._get_train_sampler(),
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-        )
-        loader = DataLoader(
-            cast(Any, self.train_dataset),
-            batch_sampler=batches,
+        """Batches as planned; a stream, whose lengths nobody knows, as the Trainer has it."""
+        if self.split is None:
+            return super().get_train_dataloader()
+        workers = self.args.dataloader_num_workers
+        return MicroBatchLoader(
+            self.items,
+            batch_sampler=self.micro_batches(),
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
         )
-        # One process, as the batches are shared out already.
-        return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As in Trainer; times it, and counts what the step computes on the way."""
@@ -137,6 +138,11 @@ class TinyAlignTrainer(Trainer):
         if "loss" in logs:
             logs.update(self.meter.step())
         super().log(logs, start_time)
+
+    def rehearse(self, batch: dict[str, Any]) -> None:
+        """Forward and backward of a micro-batch as in a step of its own, without the step."""
+        items = batch["n_supervised"].sum().clamp(min=1).to(self.args.device)
+        self.training_step(self.model_wrapped, batch, items)
 
     # -- loss ---------------------------------------------------------------------------------
 
@@ -284,6 +290,15 @@ class TinyAlignTrainer(Trainer):
         following = batch["labels"][:, 1:]
         wanted = following != -100  # (B, L - 1)
         loss = nn.functional.cross_entropy(logits.float(), following[wanted], reduction="none")
-        sums = torch.zeros(len(wanted), device=loss.device)
-        sums.index_add_(0, wanted.nonzero()[:, 0], loss)
-        return sums, wanted.sum(dim=1)
+        owner = _owner(batch)[:, 1:][wanted]
+        sums = torch.zeros(len(batch["n_supervised"]), device=loss.device)
+        sums.index_add_(0, owner, loss)
+        return sums, batch["n_supervised"]
+
+
+def _owner(batch: dict[str, Any]) -> Tensor:
+    """Number of the sample in the batch that each token belongs to: (B, L), or packed (1, T)."""
+    ids, segments = batch["input_ids"], batch.get("segments")
+    if segments is None:
+        return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    return torch.repeat_interleave((segments >= 0).sum(dim=1))[None]

@@ -10,14 +10,16 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from tinyalign.data.chat import choose_template
-from tinyalign.data.collator import Collator
+from tinyalign.data.collator import Collator, PackedCollator
+from tinyalign.data.packing import Layout
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import Compressor
+from tinyalign.model.packed import disable_packing, enable_packing
 from tinyalign.model.vision import VisionEncoder
-from tinyalign.training.arguments import planned_steps, training_arguments
+from tinyalign.training.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.callbacks import EvaluateAt, Tell
 from tinyalign.training.closed_form import closed_form_skip
 from tinyalign.training.dataset import Neighbours, TrainingDataset
@@ -216,6 +218,7 @@ class Workshop:
                 trainer.add_callback(EvaluateAt(self.args.eval_fractions, trainer.evaluate))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         undo_compile(self.model)
+        disable_packing(self.model)
 
     def _trainer(
         self, dataset: TrainingDataset, held_out: TrainingDataset | None, log: MetricsLog
@@ -223,18 +226,23 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        packed = self.args.packing and enable_packing(self.model) is not None
+        collator = PackedCollator if packed else Collator
+        layout: Layout = "packed" if packed else "padded"
+        split = plan_split(self.args, layout, dataset, self.recipe.seed)
         trainer = TinyAlignTrainer(
             self.model,
-            training_arguments(self.recipe, self.args, folder / CHECKPOINTS, self.device),
+            training_arguments(self.recipe, self.args, folder / CHECKPOINTS, self.device, split),
             self.args,
             log,
+            split=split,
             drop_probability=self.recipe.memory.drop_probability,
             eval_folder=folder,
             meter=self._meter(),
             cross_entropy=self.recipe.model.cross_entropy,
             train_dataset=dataset,
             eval_dataset=held_out,
-            data_collator=Collator(self.processor.tokenizer.pad_token_id),
+            data_collator=collator(self.processor.tokenizer.pad_token_id),
         )
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
