@@ -20,6 +20,8 @@ class TrainArgs:
     """Which stage to train; "both" of a recipe without stage-2 data is stage 1."""
     k: int | None = None
     """Memories a sample, short for --memory.k; 0 is the recipe's baseline."""
+    cache: Literal["auto", "features", "pixels", "none"] | None = None
+    """Which image cache to keep, short for --data.cache."""
     out: str | None = None
     """Run folder, short for --output."""
     resume: bool = True
@@ -77,6 +79,8 @@ def _overrides(args: TrainArgs) -> list[str]:
     found = list(args.overrides)
     if args.k is not None:
         found += ["--memory.k", str(args.k)]
+    if args.cache is not None:
+        found += ["--data.cache", args.cache]
     if args.out is not None:
         found += ["--output", args.out]
     return found

@@ -23,7 +23,7 @@ FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device")
-FREE_DATA = ("workers", "cache_folder")
+FREE_DATA = ("workers", "cache_folder", "cache_tokens")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class RunFolder:
         now = deciding(self.recipe, stage)
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            different = differences(before, json.loads(json.dumps(now)))
+            different = differences(*_cache_settled(before, json.loads(json.dumps(now))))
             if different:
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
@@ -117,6 +117,7 @@ class RunFolder:
             "metrics.jsonl",
             "eval-*.jsonl",
             "skipped.json*",
+            "cache.json",
         ):
             for path in folder.glob(pattern):
                 path.unlink()
@@ -167,6 +168,13 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         settings["data"].pop("finetune")
         settings["data"].pop("finetune_eval")
     return settings
+
+
+def _cache_settled(before: Any, now: Any) -> tuple[Any, Any]:
+    """data.cache "auto" is what the run began with: it differs from nothing."""
+    if "auto" in (before["data"].get("cache"), now["data"]["cache"]):
+        before, now = ({**one, "data": {**one["data"], "cache": "auto"}} for one in (before, now))
+    return before, now
 
 
 def fingerprint(recipe: Recipe, stage: Stage) -> str:
