@@ -30,10 +30,10 @@ from tinyalign.training.features import FeatureCache, FeatureSource, LiveFeature
 from tinyalign.training.image_index import reference
 from tinyalign.training.pixel_cache import PixelCache
 from tinyalign.training.recipe import DataSource, Recipe
+from tinyalign.training.run_folder import CACHE_NOTE
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
 
-NOTE = "cache.json"
 ASKED = 64
 """Images that are asked for in an index, to estimate the share that is there."""
 MEMORY_PASSES = 3.0
@@ -64,9 +64,9 @@ def choose_source(
 def _decided(
     recipe: Recipe, run_folder: Path, cache_folder: Path, encoder: VisionEncoder
 ) -> CacheKind:
-    note = run_folder / NOTE
+    note = run_folder / CACHE_NOTE
     run_folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_folder / f"{NOTE}.lock"):
+    with FileLock(run_folder / f"{CACHE_NOTE}.lock"):
         if note.is_file():
             return json.loads(note.read_text(encoding="utf-8"))["chosen"]
         plan = plan_run(recipe, cache_folder, encoder)

@@ -103,9 +103,7 @@ def plan_cache(need: CacheNeed, probe: CacheProbe) -> CachePlan:
     features = _option(
         "features", need, need.feature_bytes, need.features_there, probe.decode + probe.tower, 0.0
     )
-    pixels = _option(
-        "pixels", need, need.pixel_bytes, need.pixels_there, probe.decode, probe.tower
-    )
+    pixels = _option("pixels", need, need.pixel_bytes, need.pixels_there, probe.decode, probe.tower)
     options = (features, pixels, none)
     if not features.refused and features.total_seconds <= SLACK * live:
         return CachePlan(options, "features", _why(features, none))

@@ -50,9 +50,9 @@ class TrainingDataset(Dataset):
     """Items for `data.collator.Collator`: what the model's forward takes, and the `index`.
 
     Image features, or pixels, and token ids come from their caches; where none is kept they are
-    made on the way. A sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
-    of once; with `strict` it raises DataError. Processes that load data share no memory: what
-    each leaves out goes to `skip_file`, which `left_out` reads back.
+    made on the way. A sample that turns out unusable is replaced by the next one, listed in
+    `skipped` and warned of once; with `strict` it raises DataError. Processes that load data
+    share no memory: what each leaves out goes to `skip_file`, which `left_out` reads back.
     """
 
     def __init__(
@@ -129,7 +129,9 @@ class TrainingDataset(Dataset):
 
     def _has_image(self, index: int) -> bool:
         """Without reading the sample where that can be: a row of parquet brings its images."""
-        return bool(self.samples[index].images if self.features is None else self.features.rows[index])
+        return bool(
+            self.samples[index].images if self.features is None else self.features.rows[index]
+        )
 
     def _images(self, index: int) -> dict[str, Any]:
         if isinstance(self.features, CachedFeatures):

@@ -21,6 +21,7 @@ from tinyalign.training.recipe import Recipe
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
+CACHE_NOTE = "cache.json"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device")
 FREE_DATA = ("workers", "cache_folder", "cache_tokens")
@@ -95,6 +96,8 @@ class RunFolder:
         folder = self.stage(stage)
         if not resume:
             self._clear(folder)
+            if stage == "pretrain":  # the second stage goes on with the caches of the first
+                (self.path / CACHE_NOTE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "settings.json"
         now = deciding(self.recipe, stage)
@@ -117,7 +120,6 @@ class RunFolder:
             "metrics.jsonl",
             "eval-*.jsonl",
             "skipped.json*",
-            "cache.json",
         ):
             for path in folder.glob(pattern):
                 path.unlink()
