@@ -163,6 +163,12 @@ def test_what_decides_the_ids_decides_the_cache(samples, tokeniser, tmp_path, ma
     assert len(folders) == 8
 
 
+def test_how_a_tokenizer_was_last_called_changes_nothing(tokeniser):
+    before = tokeniser.hash
+    tokeniser.tokenizer(["a dog", "a"], padding=True, truncation=True, max_length=4)
+    assert tokeniser.hash == before
+
+
 @pytest.mark.parametrize("name", [*token_cache.FILES, token_cache.MANIFEST])
 def test_a_damaged_cache_is_made_again_with_a_warning(name, samples, tokeniser, tmp_path, caplog):
     cached = cached_tokens(tmp_path, samples, tokeniser)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyalign.cli.options import REST
 from tinyalign.cli.output import columns, facts, say, say_json, say_table, size
+from tinyalign.cli.train import recipe_options
 
 if TYPE_CHECKING:
     from tinyalign.training.estimate import Estimate, StageEstimate
@@ -59,6 +60,9 @@ def estimate(args: EstimateArgs) -> int:
     for note in found.assumptions:
         say(f"note: {note}")
     return 0
+
+
+estimate.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
 def _show(stage: StageEstimate) -> None:

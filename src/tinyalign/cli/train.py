@@ -60,7 +60,7 @@ def train(args: TrainArgs) -> int:
     return 0
 
 
-def _recipe_parser() -> Any:
+def recipe_options() -> Any:
     """The recipe's options with their help; --config comes with `TrainArgs`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -72,7 +72,7 @@ def _recipe_parser() -> Any:
     return parser
 
 
-train.parser_for_help = _recipe_parser  # type: ignore[attr-defined]
+train.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
 def _overrides(args: TrainArgs) -> list[str]:

@@ -232,7 +232,7 @@ def _resume(aside: Path) -> int:
         samples, sizes = json.loads((aside / PROGRESS).read_text(encoding="utf-8"))
         if any((aside / name).stat().st_size < sizes[name] for name in FILES):
             samples, sizes = 0, {}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         samples, sizes = 0, {}
     for name in FILES:
         with open(aside / name, "ab") as file:

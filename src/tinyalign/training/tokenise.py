@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ from tinyalign.data.chat import Encoded, encode
 from tinyalign.data.collator import IGNORED
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
-from tinyalign.hashing import hash_bytes, hash_json
+from tinyalign.hashing import hash_json
 from tinyalign.model.processing import TinyAlignProcessor
 
 
@@ -62,12 +63,10 @@ class Tokeniser:
     @property
     def hash(self) -> str:
         """Hash of tokenizer, template, placeholder counts and max_length."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        words = self.tokenizer.get_vocab() if backend is None else backend.to_str()
         return hash_json(
             [
                 type(self.tokenizer).__name__,
-                words if backend is None else hash_bytes(words.encode()),
+                _rules(self.tokenizer),
                 self.tokenizer.get_added_vocab(),
                 self.tokenizer.all_special_tokens,
                 self.template,
@@ -75,3 +74,12 @@ class Tokeniser:
                 [self.n_image_tokens, self.n_memory_tokens, self.max_length],
             ]
         )
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """How a tokenizer splits and numbers text, without what a call changes in passing."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    rules = json.loads(backend.to_str())
+    return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
