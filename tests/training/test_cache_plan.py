@@ -152,12 +152,23 @@ def test_auto_gives_the_model_that_features_give(recipe: Recipe, tmp_path: Path)
     expected = train(named)
     weights = [next(run.model.glob("*.safetensors")).read_bytes() for run in (chosen, expected)]
     assert weights[0] == weights[1]
-    # What began with one goes on with the other, as it is the same.
-    RunFolder(replace(named, data=replace(named.data, cache="auto"))).open_stage("pretrain", True)
-    with pytest.raises(ConfigError, match=r"data\.cache features -> none"):
-        RunFolder(replace(named, data=replace(named.data, cache="none"))).open_stage(
-            "pretrain", True
-        )
+
+
+def reopened(recipe: Recipe, cache: str) -> None:
+    RunFolder(replace(recipe, data=replace(recipe.data, cache=cache))).open_stage("pretrain", True)
+
+
+@pytest.mark.parametrize("began", ["auto", "features"])
+def test_a_run_goes_on_with_the_cache_it_began_with(recipe: Recipe, began: str) -> None:
+    reopened(recipe, began)
+    note = RunFolder(recipe).path / CACHE_NOTE
+    if began == "auto":
+        note.write_text(json.dumps({"chosen": "features"}))  # as the run would
+    for again in ("features", "auto", "features"):
+        reopened(recipe, again)
+        with pytest.raises(ConfigError, match=r"data\.cache features -> none"):
+            reopened(recipe, "none")
+    assert json.loads(note.read_text())["chosen"] == "features"
 
 
 def test_starting_over_decides_anew(two_stage_recipe: Recipe) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import DataError
@@ -142,7 +144,8 @@ def measure(encoder: VisionEncoder, images: Sequence[ImageRef]) -> CacheProbe:
 
     Raises DataError if none of them can be read.
     """
-    pictures, decode = [], 0.0
+    pictures: list[Image.Image] = []
+    decode = 0.0
     for ref in images[: PROBE_IMAGES + 1]:
         started = time.perf_counter()
         try:

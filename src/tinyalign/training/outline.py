@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN
@@ -71,11 +72,25 @@ def outline(recipe: Recipe) -> Outline:
             **memory_settings(recipe.memory),
         )
         model = TinyAlignForConditionalGeneration(config)
-        model.model.vision_tower = AutoModel.from_config(tower_config).to(dtype)
-        model.model.language_model = getattr(llm, llm.base_model_prefix).to(dtype)
+        model.model.vision_tower = _cast(AutoModel.from_config(tower_config), dtype)
+        model.model.language_model = _cast(getattr(llm, llm.base_model_prefix), dtype)
         model.lm_head = llm.get_output_embeddings().to(dtype)
     config.image_seq_length = model.model.multi_modal_projector.n_tokens(n_features)
     return Outline(model, tokenizer, n_features)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """In `dtype`, as a checkpoint is loaded: what it doesn't hold (rotary tables) stays."""
+    kept = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if name in part._non_persistent_buffers_set
+    ]
+    module.to(dtype)
+    for part, name, buffer in kept:
+        part._buffers[name] = buffer
+    return module
 
 
 def vision_sizes(spec: str) -> Any:

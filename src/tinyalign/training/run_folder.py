@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
+from tinyalign.memory.files import write_atomically
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.recipe import Recipe
 
@@ -100,16 +101,31 @@ class RunFolder:
                 (self.path / CACHE_NOTE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "settings.json"
-        now = deciding(self.recipe, stage)
+        now = json.loads(json.dumps(deciding(self.recipe, stage)))
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            different = differences(*_cache_settled(before, json.loads(json.dumps(now))))
+            self._settle_cache(before["data"], now["data"])
+            different = differences(before, now)
             if different:
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
                     "choose another output, or start over with --no-resume (resume=False)"
                 )
         note.write_text(json.dumps(now, indent=2), encoding="utf-8")
+
+    def _settle_cache(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Put the cache that a run began with in the place of "auto", in the settings of both."""
+        note = self.path / CACHE_NOTE
+        began = before.get("cache", "auto")
+        if began == "auto":
+            began = (
+                json.loads(note.read_text("utf-8"))["chosen"] if note.is_file() else now["cache"]
+            )
+        if now["cache"] == "auto" and began != "auto":
+            now["cache"] = began
+            if not note.is_file():
+                write_atomically(note, json.dumps({"chosen": began}).encode())
+        before["cache"] = began
 
     def _clear(self, folder: Path) -> None:
         for name in (CHECKPOINTS, "model", "tensorboard"):
@@ -170,13 +186,6 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         settings["data"].pop("finetune")
         settings["data"].pop("finetune_eval")
     return settings
-
-
-def _cache_settled(before: Any, now: Any) -> tuple[Any, Any]:
-    """data.cache "auto" is what the run began with: it differs from nothing."""
-    if "auto" in (before["data"].get("cache"), now["data"]["cache"]):
-        before, now = ({**one, "data": {**one["data"], "cache": "auto"}} for one in (before, now))
-    return before, now
 
 
 def fingerprint(recipe: Recipe, stage: Stage) -> str:
