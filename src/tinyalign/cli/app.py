@@ -50,6 +50,7 @@ VERBS = {
     "bank push": Verb("push", "bank_push", "bring a Milvus collection to what a bank is now"),
     "bank browse": Verb("browse", "bank_browse", "look at a bank on a local web page"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
+    "estimate": Verb("estimate", "estimate", "what a recipe will take, before anything is done"),
     "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
     "compare": Verb("compare", "compare", "two judged runs, paired: difference, interval, flips"),
     "score": Verb("score", "score", "score official prediction files, without a model"),

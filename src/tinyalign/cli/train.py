@@ -20,6 +20,8 @@ class TrainArgs:
     """Which stage to train; "both" of a recipe without stage-2 data is stage 1."""
     k: int | None = None
     """Memories a sample, short for --memory.k; 0 is the recipe's baseline."""
+    cache: Literal["auto", "features", "pixels", "none"] | None = None
+    """Which image cache to keep, short for --data.cache."""
     out: str | None = None
     """Run folder, short for --output."""
     resume: bool = True
@@ -61,7 +63,7 @@ def train(args: TrainArgs) -> int:
     return 0
 
 
-def _recipe_parser() -> Any:
+def recipe_options() -> Any:
     """The recipe's options with their help; --config comes with `TrainArgs`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -73,13 +75,15 @@ def _recipe_parser() -> Any:
     return parser
 
 
-train.parser_for_help = _recipe_parser  # type: ignore[attr-defined]
+train.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
 def _overrides(args: TrainArgs) -> list[str]:
     found = list(args.overrides)
     if args.k is not None:
         found += ["--memory.k", str(args.k)]
+    if args.cache is not None:
+        found += ["--data.cache", args.cache]
     if args.out is not None:
         found += ["--output", args.out]
     return found

@@ -248,9 +248,14 @@ def vision_hash(tower: nn.Module, processor: Any, layer: Layer, select: Select) 
         for name, tensor in tower.state_dict().items()
         if tensor.is_floating_point()
     }
-    settings = {name: _plain(getattr(processor, name, None)) for name in _PIXEL_SETTINGS}
+    settings = pixel_settings(processor)
     seen = {"weights": hash_tensors(weights), "layer": layer, "select": select, **settings}
     return hash_json(seen)
+
+
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """What of an image processor changes the pixels, as plain values."""
+    return {name: _plain(getattr(processor, name, None)) for name in _PIXEL_SETTINGS}
 
 
 def _plain(value: Any) -> Any:

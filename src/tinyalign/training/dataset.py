@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinyalign.data.chat import Encoded, encode
+from tinyalign.data.chat import Encoded
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
@@ -23,6 +23,9 @@ from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.neighbours import NeighbourTable
 from tinyalign.model.processing import TinyAlignProcessor
 from tinyalign.training.features import CachedFeatures, Features
+from tinyalign.training.pixel_cache import CachedPixels
+from tinyalign.training.token_cache import CachedTokens
+from tinyalign.training.tokenise import Tokeniser
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class Neighbours:
 class TrainingDataset(Dataset):
     """Items for `data.collator.Collator`: what the model's forward takes, and the `index`.
 
-    Image features come from the cache; where none is kept, pixels from the image processor. A
-    sample that turns out unusable is replaced by the next one, listed in `skipped` and warned
-    of once; with `strict` it raises DataError. Processes that load data share no memory: what
-    each leaves out goes to `skip_file`, which `left_out` reads back.
+    Image features, or pixels, and token ids come from their caches; where none is kept they are
+    made on the way. A sample that turns out unusable is replaced by the next one, listed in
+    `skipped` and warned of once; with `strict` it raises DataError. Processes that load data
+    share no memory: what each leaves out goes to `skip_file`, which `left_out` reads back.
     """
 
     def __init__(
@@ -61,22 +64,26 @@ class TrainingDataset(Dataset):
         template: str | None = None,
         max_length: int | None = None,
         features: Features | None = None,
+        tokens: CachedTokens | None = None,
         neighbours: Neighbours | None = None,
         strict: bool = False,
         skip_file: Path | None = None,
     ) -> None:
-        """features and neighbours are row by row those of `samples`; template: what
+        """features, tokens and neighbours are row by row those of `samples`; template: what
         `choose_template` returned, by default the processor's own."""
         if features is not None and len(features) != len(samples):
             raise DataError(f"{len(features)} rows of features for {len(samples)} samples")
+        if tokens is not None and len(tokens) != len(samples):
+            raise DataError(f"{len(tokens)} rows of tokens for {len(samples)} samples")
         if neighbours is not None and len(neighbours.table) != len(samples):
             raise DataError(f"{len(neighbours.table)} rows of neighbours, {len(samples)} samples")
         self.samples = samples
         self.processor = processor
-        self.template = template or cast(str, processor.chat_template)
-        self.n_memory_tokens = n_memory_tokens
-        self.max_length = max_length
+        self.tokenise = Tokeniser.of(
+            processor, template=template, n_memory_tokens=n_memory_tokens, max_length=max_length
+        )
         self.features = features
+        self.tokens = tokens
         self.neighbours = neighbours
         self.strict = strict
         self.skip_file = skip_file
@@ -87,24 +94,6 @@ class TrainingDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of the item at each position, (n,) int64; an unusable one has its successor's."""
-        own = [self._length(index) for index in self.indices]
-        if not any(own):
-            return np.array(own, dtype=np.int64)
-        last = next(length for length in own if length)  # after the last comes the first
-        for position in reversed(range(len(own))):
-            own[position] = last = own[position] or last
-        return np.array(own, dtype=np.int64)
-
-    def _length(self, index: int) -> int:
-        """Tokens of sample `index`; 0 where it cannot be used."""
-        try:
-            return len(self._encoded(index).input_ids)
-        except DataError:
-            return 0
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         for step in range(len(self)):
@@ -120,41 +109,59 @@ class TrainingDataset(Dataset):
 
     def item(self, index: int) -> dict[str, Any]:
         """The item of sample `index`; raises DataError when it cannot be used."""
-        sample = self.samples[index]
         encoded = self._encoded(index)
         item: dict[str, Any] = {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
             "index": index,
         }
-        if sample.images:
-            item |= self._images(index, sample)
+        has_image = self._has_image(index)
+        if has_image:
+            item |= self._images(index)
         if self.neighbours is not None:
             item |= self.neighbours.item(index)
-            if not sample.images:  # nothing to look memories up by, as at test time
+            if not has_image:  # nothing to look memories up by, as at test time
                 item["memory_mask"] = torch.zeros_like(item["memory_mask"])
         return item
 
     def _encoded(self, index: int) -> Encoded:
-        sample = self.samples[index]
-        encoded = encode(
-            sample,
-            self.processor.tokenizer,
-            self.template,
-            n_image_tokens=self.processor.image_seq_length,
-            n_memory_tokens=self.n_memory_tokens,
-            max_length=self.max_length,
-        )
-        if all(label == -100 for label in encoded.labels):
-            raise DataError(f"sample {sample.id}: no token to learn from within max_length")
-        return encoded
+        return self.tokenise(self.samples[index]) if self.tokens is None else self.tokens[index]
 
-    def _images(self, index: int, sample: Sample) -> dict[str, Any]:
+    def _has_image(self, index: int) -> bool:
+        """Without reading the sample where that can be: a row of parquet brings its images."""
+        return bool(
+            self.samples[index].images if self.features is None else self.features.rows[index]
+        )
+
+    def _images(self, index: int) -> dict[str, Any]:
         if isinstance(self.features, CachedFeatures):
             return {"vision_features": list(self.features.images(index))}
-        images = [load_image(image) for image in sample.images]
+        if isinstance(self.features, CachedPixels):
+            return {"pixel_values": self.features.pixels(index)}
+        images = [load_image(image) for image in self.samples[index].images]
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         return {"pixel_values": list(pixels["pixel_values"])}
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the item at each position, (len(self),) int64, placeholders counted.
+
+        Where a sample cannot be used, those of the one that takes its place.
+        """
+        own = np.array([self._length(index) for index in self.indices], np.int64)
+        usable = np.flatnonzero(own)
+        if not len(usable):
+            raise DataError(f"none of {len(self)} samples could be used")
+        following = np.searchsorted(usable, np.arange(len(own))) % len(usable)
+        return own[usable[following]]
+
+    def _length(self, index: int) -> int:
+        if self.tokens is not None:
+            return int(self.tokens.lengths[index])
+        try:
+            return len(self._encoded(index).input_ids)
+        except DataError:
+            return 0
 
     def _leave_out(self, name: str, reason: str) -> None:
         if name in self.skipped:

@@ -23,12 +23,16 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError, first_few
 from tinyalign.log import logger, progress
 from tinyalign.training.image_index import ImageIndex, reference
+from tinyalign.training.row_file import RowFile
 
 if TYPE_CHECKING:
     from tinyalign.model.vision import VisionEncoder
 
 Precision = Literal["bfloat16", "float32"]
-STORED = {"bfloat16": (np.uint16, torch.bfloat16), "float32": (np.float32, torch.float32)}
+STORED: dict[str, tuple[np.dtype, torch.dtype]] = {
+    "bfloat16": (np.dtype(np.uint16), torch.bfloat16),
+    "float32": (np.dtype(np.float32), torch.float32),
+}
 
 
 def default_cache_folder() -> Path:
@@ -171,10 +175,14 @@ class FeatureCache(FeatureSource):
         super().__init__(Path(folder) / f"features-{encoder.hash}-{precision}", encoder)
 
     @property
+    def rows(self) -> RowFile:
+        """The file of features, a row (n, D) an image."""
+        return RowFile(self.folder / "features.bin", self.row_shape, STORED[self.precision][0])
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one image's features."""
-        n_tokens, width = self.row_shape
-        return n_tokens * width * np.dtype(STORED[self.precision][0]).itemsize
+        return self.rows.row_bytes
 
     def _announce(self, n_images: int) -> None:
         size = n_images * self.row_bytes / 1e6
@@ -190,19 +198,9 @@ class FeatureCache(FeatureSource):
             arrays = dict(zip(first, _to_array(encoded, self.precision)))
 
         def store(row: int, new: list[str]) -> None:
-            self._write(row, [arrays[name] for name in new])
+            self.rows.write(row, [arrays[name] for name in new])
 
         self.index.add(refs, hashes, store)
-
-    def _write(self, row: int, arrays: list[np.ndarray]) -> None:
-        path = self.folder / "features.bin"
-        path.touch()
-        with open(path, "r+b") as file:
-            file.seek(row * self.row_bytes)  # what a kill left beyond is written over
-            for array in arrays:
-                file.write(array.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
 
     def _features(
         self, samples: Sequence[Sample], rows: list[list[int]], skipped: list[tuple[str, str]]
@@ -211,12 +209,7 @@ class FeatureCache(FeatureSource):
 
     def map(self) -> np.ndarray:
         """All rows (N, n, D), read-only, in the stored type."""
-        path = self.folder / "features.bin"
-        stored = STORED[self.precision][0]
-        count = path.stat().st_size // self.row_bytes if path.is_file() else 0
-        if not count:
-            return np.empty((0, *self.row_shape), stored)
-        return np.memmap(path, stored, mode="r", shape=(count, *self.row_shape))
+        return self.rows.map()
 
 
 class CachedFeatures(Features):

@@ -68,10 +68,10 @@ def part_of_parameters(model: Any) -> dict[str, Part]:
     return {name: owner[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def freeze(model: Any, stage: StageArgs) -> FreezeReport:
+def freeze(model: Any, stage: StageArgs, *, tell: bool = True) -> FreezeReport:
     """Set what is trained as the stage has it; trained parts become float32.
 
-    Returns, and logs, the exact account.
+    Returns the exact account, and logs it where `tell` is set.
     """
     mode = {
         "vision tower": stage.vision,
@@ -85,7 +85,7 @@ def freeze(model: Any, stage: StageArgs) -> FreezeReport:
             module.to(torch.float32)
         module.requires_grad_(trained)
     report = account(model)
-    for line in report.lines():
+    for line in report.lines() if tell else ():
         logger.info("%s", line)
     return report
 

@@ -97,9 +97,12 @@ class DataArgs:
     """Held-out samples for the loss during stage 2."""
     max_length: int = 2048
     """Tokens a sample may have; text is cut at the end, placeholders never."""
-    cache: Literal["features", "none"] = "features"
-    """"features" computes frozen vision features once and keeps them; "none" runs the tower at
-    every step."""
+    cache: Literal["auto", "features", "pixels", "none"] = "auto"
+    """"features" computes frozen vision features once and keeps them; "pixels" keeps decoded and
+    resized images and runs the tower at every step; "none" keeps nothing. "auto" takes what an
+    estimate of bytes and seconds says, which is printed."""
+    cache_tokens: bool = True
+    """Tokenise a data set once and keep its ids and labels."""
     cache_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of cached features."""
     cache_folder: str | None = None
@@ -273,7 +276,7 @@ class Recipe:
             if stage.vision == "full" and self.data.cache == "features":
                 raise ConfigError(
                     f"{name}.vision is full, so its features change at every step and cannot be "
-                    "cached; set data.cache to none"
+                    "cached; set data.cache to pixels or none"
                 )
         if any(s.vision == "full" for s in (self.pretrain, self.finetune)) and (
             self.memory.reads_bank

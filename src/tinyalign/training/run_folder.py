@@ -24,9 +24,10 @@ from tinyalign.training.stage_args import StageArgs
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
+CACHE_NOTE = "cache.json"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device", "track")
-FREE_DATA = ("workers", "cache_folder")
+FREE_DATA = ("workers", "cache_folder", "cache_tokens")
 FREE_STAGE = ("save_fractions", "packing", "micro_tokens", "rehearse")
 
 
@@ -96,18 +97,35 @@ class RunFolder:
         folder = self.stage(stage)
         if not resume:
             self._clear(folder)
+            if stage == "pretrain":  # the second stage goes on with the caches of the first
+                (self.path / CACHE_NOTE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "settings.json"
-        now = deciding(self.recipe, stage)
+        now = json.loads(json.dumps(deciding(self.recipe, stage)))
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            different = differences(_completed(before), json.loads(json.dumps(now)))
+            before = _completed(before)
+            self._settle_cache(before["data"], now["data"])
+            different = differences(before, now)
             if different:
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
                     "choose another output, or start over with --no-resume (resume=False)"
                 )
         write_atomically(note, json.dumps(now, indent=2).encode())
+
+    def _settle_cache(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Put the cache that a run began with in the place of "auto", in the settings of both."""
+        note = self.path / CACHE_NOTE
+        began = before.get("cache", "auto")
+        if began == "auto":
+            noted = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+            began = noted.get("chosen", now["cache"])
+        if now["cache"] == "auto" and began != "auto":
+            now["cache"] = began
+            if not note.is_file():
+                write_atomically(note, json.dumps({"chosen": began}).encode())
+        before["cache"] = began
 
     def _clear(self, folder: Path) -> None:
         snapshots = [path.name for path in folder.glob("model-[0-9]*")]

@@ -20,6 +20,7 @@ from tinyalign.memory.compressor import Compressor
 from tinyalign.model.packed import disable_packing, enable_packing
 from tinyalign.model.vision import VisionEncoder
 from tinyalign.training.arguments import plan_split, planned_steps, training_arguments
+from tinyalign.training.cache_choice import choose_source
 from tinyalign.training.callbacks import EvaluateAt, Tell
 from tinyalign.training.closed_form import closed_form_skip
 from tinyalign.training.dataset import Neighbours, TrainingDataset
@@ -27,7 +28,6 @@ from tinyalign.training.features import (
     FeatureCache,
     Features,
     FeatureSource,
-    LiveFeatures,
     default_cache_folder,
 )
 from tinyalign.training.flops import device_peak, model_flops
@@ -58,6 +58,8 @@ from tinyalign.training.snapshots import SaveModelAt
 from tinyalign.training.sources import open_source
 from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.throughput import Meter
+from tinyalign.training.token_cache import CachedTokens, cached_tokens
+from tinyalign.training.tokenise import Tokeniser
 from tinyalign.training.tracking import add_trackers
 from tinyalign.training.trainer import TinyAlignTrainer
 
@@ -76,9 +78,8 @@ class Workshop:
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
         cache_folder = Path(recipe.data.cache_folder or default_cache_folder())
-        self.features: FeatureSource = LiveFeatures(cache_folder, encoder)
-        if recipe.data.cache == "features":
-            self.features = FeatureCache(cache_folder, encoder, recipe.data.cache_dtype)
+        self.cache_folder = cache_folder
+        self.features: FeatureSource = choose_source(recipe, folder.path, cache_folder, encoder)
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
@@ -152,17 +153,26 @@ class Workshop:
         recipe, template = self.recipe, self.args.template
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
         features = self.features.cover(samples, strict=recipe.data.strict)
+        encoding: dict[str, Any] = {
+            "n_memory_tokens": self.model.config.n_memory_tokens,
+            "template": choose_template(self.processor.tokenizer, template) if template else None,
+            "max_length": recipe.data.max_length,
+        }
         return TrainingDataset(
             samples,
             self.processor,
-            n_memory_tokens=self.model.config.n_memory_tokens,
-            template=choose_template(self.processor.tokenizer, template) if template else None,
-            max_length=recipe.data.max_length,
+            **encoding,
             features=features,
+            tokens=self._tokens(samples, encoding),
             neighbours=self._neighbours(samples, features, held_out),
             strict=recipe.data.strict,
             skip_file=self.folder.stage(self.stage) / SKIPPED_LINES,
         )
+
+    def _tokens(self, samples: Sequence[Sample], encoding: dict[str, Any]) -> CachedTokens | None:
+        if not self.recipe.data.cache_tokens:
+            return None
+        return cached_tokens(self.cache_folder, samples, Tokeniser.of(self.processor, **encoding))
 
     def _neighbours(
         self, samples: Sequence[Sample], features: Features, held_out: bool
@@ -259,7 +269,7 @@ class Workshop:
 
     def _meter(self) -> Meter:
         dtype = self.recipe.model.dtype
-        flops = model_flops(self.model, cached=not isinstance(self.features, LiveFeatures))
+        flops = model_flops(self.model, cached=isinstance(self.features, FeatureCache))
         return Meter(self.device, flops, device_peak(self.device, dtype, processes()))
 
     def _save(self, model: Any, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
