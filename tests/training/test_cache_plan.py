@@ -175,7 +175,7 @@ def test_starting_over_decides_anew(two_stage_recipe: Recipe) -> None:
     folder = RunFolder(two_stage_recipe)
     folder.open_stage("pretrain", resume=True)
     note = folder.path / CACHE_NOTE
-    note.write_text("{}")
+    note.write_text(json.dumps({"chosen": "features"}))
     folder.open_stage("pretrain", resume=True)
     folder.open_stage("finetune", resume=False)
     assert note.is_file()
