@@ -94,7 +94,7 @@ class TrainingDataset(Dataset):
             except DataError as error:
                 if self.strict:
                     raise
-                self._leave_out(self.samples[index].id, str(error))
+                self.leave_out(self.samples[index].id, str(error))
         reasons = first_few(self.skipped.values())
         raise DataError(f"none of {len(self)} samples could be used: {reasons}")
 
@@ -131,7 +131,8 @@ class TrainingDataset(Dataset):
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         return {"pixel_values": list(pixels["pixel_values"])}
 
-    def _leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note a sample that cannot be used, and why; warned of once."""
         if name in self.skipped:
             return
         self.skipped[name] = reason

@@ -17,6 +17,7 @@ from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.stream import StreamDataset
 
 NOT_FOR_FORWARD = ("index", "n_supervised")
 
@@ -64,6 +65,8 @@ class TinyAlignTrainer(Trainer):
         self.metrics_log = log
         self.drop_probability = drop_probability
         self.eval_folder = eval_folder
+        if isinstance(kwargs.get("train_dataset"), StreamDataset):
+            args.ignore_data_skip = True  # it goes on from its own position
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(MetricsCallback(log))
         self._frozen = frozen_modules(model)
@@ -73,6 +76,17 @@ class TinyAlignTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SeededOrder(len(dataset), self.args.seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in Trainer; a stream is shared out among the processes already."""
+        if isinstance(self.train_dataset, StreamDataset):
+            return self.train_dataset.loader(self._train_batch_size, self.data_collator)
+        return super().get_train_dataloader()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamDataset):
+            self.train_dataset.save_position(Path(output_dir))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As in Trainer; counts the step's samples and supervised tokens on the way."""

@@ -50,12 +50,14 @@ from tinyalign.training.run_folder import (
     StageResult,
     fingerprint,
 )
-from tinyalign.training.sources import open_source
+from tinyalign.training.sources import open_source, open_source_stream
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.stream import BlockSearch, StreamDataset, part_of_launch
 from tinyalign.training.trainer import TinyAlignTrainer
 
 MEMORY_NOTE = "memory.json"
 SKIPPED_LINES = "skipped.jsonl"
+Items = TrainingDataset | StreamDataset
 
 
 class Workshop:
@@ -136,9 +138,29 @@ class Workshop:
 
     def dataset(self, source: DataSource, *, held_out: bool = False) -> TrainingDataset:
         """The items of a source, with features and neighbours as the recipe has them."""
-        recipe, template = self.recipe, self.args.template
+        recipe = self.recipe
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
         features = self.features.cover(samples, strict=recipe.data.strict)
+        return self._items(samples, features, self._neighbours(samples, features, held_out))
+
+    def stream(self, source: DataSource) -> StreamDataset:
+        """The items of a source that is read as training goes on."""
+        part, strict = part_of_launch(), self.recipe.data.strict
+        search = None if self.bank is None else BlockSearch(self.bank, self.memory.memory)
+
+        def prepare(samples: Sequence[Sample], number: int) -> TrainingDataset:
+            features = self.features.cover(samples, strict=strict)
+            found = None if search is None else search(samples, features, number)
+            return self._items(samples, features, found)
+
+        samples = open_source_stream(source, self.recipe.seed, part=part, strict=strict)
+        ahead = self.recipe.data.workers > 0
+        return StreamDataset(samples, prepare, part=part, strict=strict, ahead=ahead)
+
+    def _items(
+        self, samples: Sequence[Sample], features: Features, neighbours: Neighbours | None
+    ) -> TrainingDataset:
+        recipe, template = self.recipe, self.args.template
         return TrainingDataset(
             samples,
             self.processor,
@@ -146,7 +168,7 @@ class Workshop:
             template=choose_template(self.processor.tokenizer, template) if template else None,
             max_length=recipe.data.max_length,
             features=features,
-            neighbours=self._neighbours(samples, features, held_out),
+            neighbours=neighbours,
             strict=recipe.data.strict,
             skip_file=self.folder.stage(self.stage) / SKIPPED_LINES,
         )
@@ -165,13 +187,14 @@ class Workshop:
         """Train the stage, save its model, and record that it is finished."""
         train_source: DataSource = getattr(self.recipe.data, self.stage)
         eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
-        dataset = self.dataset(train_source)
+        streams = train_source.streaming
+        dataset: Items = self.stream(train_source) if streams else self.dataset(train_source)
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
         report = freeze(self.model, self.args)
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
-        self._train(trainer, len(dataset), log)
+        self._train(trainer, 0 if isinstance(dataset, StreamDataset) else len(dataset), log)
         losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
         result = StageResult(
             stage=self.stage,
@@ -193,6 +216,8 @@ class Workshop:
         checkpoint = self.folder.last_checkpoint(self.stage)
         if checkpoint is not None:
             logger.info("%s: going on from %s", self.stage, checkpoint.name)
+            if isinstance(trainer.train_dataset, StreamDataset):
+                trainer.train_dataset.load_position(checkpoint)
         compile_layers(self.model, self.recipe.model.compile, steps)
         set_seed(self.recipe.seed)
         with progress(f"Training, stage {self.stage}", steps) as advance:
@@ -203,7 +228,10 @@ class Workshop:
         undo_compile(self.model)
 
     def _trainer(
-        self, dataset: TrainingDataset, held_out: TrainingDataset | None, log: MetricsLog
+        self,
+        dataset: Items,
+        held_out: TrainingDataset | None,
+        log: MetricsLog,
     ) -> TinyAlignTrainer:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
@@ -225,7 +253,7 @@ class Workshop:
             trainer.add_callback(TensorBoardCallback(_tensorboard(folder / "tensorboard")))
         return trainer
 
-    def _save(self, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
+    def _save(self, dataset: Items, held_out: TrainingDataset | None) -> None:
         skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
         folder = self.folder.stage(self.stage)
         (folder / SKIPPED_LINES).unlink(missing_ok=True)
