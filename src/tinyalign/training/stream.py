@@ -35,7 +35,7 @@ from tinyalign.training.recipe import MemoryArgs
 
 BLOCK = 256
 """Samples prepared at a time."""
-AHEAD = 512
+AHEAD = 256
 """Items that are kept ready."""
 PATIENCE = 10
 """So many blocks without one usable sample end a run."""
