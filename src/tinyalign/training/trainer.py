@@ -67,6 +67,7 @@ class TinyAlignTrainer(Trainer):
         self.eval_folder = eval_folder
         if isinstance(kwargs.get("train_dataset"), StreamDataset):
             args.ignore_data_skip = True  # it goes on from its own position
+            args.dataloader_num_workers = 0  # its thread must not be forked for an evaluation
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(MetricsCallback(log))
         self._frozen = frozen_modules(model)

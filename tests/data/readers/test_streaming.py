@@ -42,6 +42,7 @@ def test_an_epoch_has_every_sample_once(tars, buffer):
 
 def test_another_epoch_and_another_seed_have_another_order(tars):
     found = ids(open_stream(str(tars), buffer=50, seed=1), 80)
+    assert sorted(found[:40]) == sorted(found[40:]) == sorted(EVERY)  # epochs do not mix
     assert found[:40] != found[40:]
     assert ids(open_stream(str(tars), buffer=50, seed=1), 80) == found
     assert ids(open_stream(str(tars), buffer=50, seed=2), 80) != found

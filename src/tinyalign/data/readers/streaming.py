@@ -1,7 +1,7 @@
 """Streams: the samples of shards, epoch after epoch, from a position that can be saved.
 
-The shuffle takes `buffer` samples off the shards at a time and gives them in an order that seed
-and block number alone decide, while it reads the next ones. So a position is where the block
+The shuffle takes `buffer` samples of an epoch off the shards at a time and gives them in an order
+that seed and block number alone decide, while it reads the next ones. So a position is where the block
 began and how many of it were given: nothing that is in memory has to be saved.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tarfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -183,18 +184,28 @@ class SampleStream:
     # -- the order ----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Sample]:
-        source = self.read(self._start)
-        block = list(islice(source, max(1, self.buffer)))
-        while block:
-            order = self._permutation(len(block))
-            following: list[tuple[Sample, Cursor]] = []
-            for given, place in enumerate(order, start=1):
-                following += islice(source, 1)
+        source, ahead = self.read(self._start), deque[tuple[Sample, Cursor]]()
+        while block := self._next_block(source, ahead):
+            for given, place in enumerate(self._permutation(len(block)), start=1):
+                if len(ahead) < self.buffer:
+                    ahead.extend(islice(source, 1))
                 if given > self._given:
                     self._given = given
                     yield block[place][0]
-            self._start = block[-1][1]
-            self._block, self._given, block = self._block + 1, 0, following
+            self._start, self._block, self._given = block[-1][1], self._block + 1, 0
+
+    def _next_block(
+        self, source: Iterator[tuple[Sample, Cursor]], ahead: deque[tuple[Sample, Cursor]]
+    ) -> list[tuple[Sample, Cursor]]:
+        """Up to `buffer` samples of one epoch; those that were read ahead come first."""
+        block: list[tuple[Sample, Cursor]] = []
+        while len(block) < max(1, self.buffer):
+            if not ahead:
+                ahead.extend(islice(source, 1))
+            if not ahead or (block and ahead[0][1].epoch != block[0][1].epoch):
+                break
+            block.append(ahead.popleft())
+        return block
 
     def _permutation(self, n: int) -> list[int]:
         if not self.buffer:
