@@ -1,8 +1,8 @@
 """Streams: the samples of shards, epoch after epoch, from a position that can be saved.
 
 The shuffle takes `buffer` samples of an epoch off the shards at a time and gives them in an order
-that seed and block number alone decide, while it reads the next ones. So a position is where the block
-began and how many of it were given: nothing that is in memory has to be saved.
+that seed and block number alone decide, while it reads the next ones. So a position is where the
+block began and how many of it were given: nothing that is in memory has to be saved.
 """
 
 from __future__ import annotations
