@@ -112,6 +112,7 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_killed_run_goes_on_to_the_same_weights(streamed, tmp_path, monkeypatch, workers):
     small_blocks(monkeypatch)

@@ -12,7 +12,7 @@ from tinyalign.data.readers.mixture import MixtureStream
 from tinyalign.data.readers.streaming import Part, Stream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
-from tinyalign.training.recipe import DataSource, MemoryArgs
+from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart
 
 
 def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
@@ -45,7 +45,7 @@ def open_source_stream(
     """The samples of a source as a stream, of a mixture too; `seed` shuffles and draws captions."""
     if not source.path and source.mixture is None:
         raise DataError("a stream without a path; name shards, or a mixture of data sets")
-    parts = source.mixture or [source]
+    parts: list[DataSource] | list[MixturePart] = source.mixture or [source]
     streams = [
         open_stream(
             one.path,

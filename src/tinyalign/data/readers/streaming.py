@@ -42,7 +42,9 @@ SHUFFLE_BUFFER = 1000
 class Stream(Protocol):
     """Samples in a fixed order without end, from a position that can be saved and restored."""
 
-    report: StreamReport
+    @property
+    def report(self) -> StreamReport:
+        """What was left out so far."""
 
     def __iter__(self) -> Iterator[Sample]:
         """Goes on where the position stands."""
