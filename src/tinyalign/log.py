@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -60,7 +61,23 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+logger.addFilter(lambda record: record.levelno >= logging.WARNING or not _quiet.get())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, and warnings alone in the log, for what this thread does many times over."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def _bar_wanted() -> bool:
+    if _quiet.get():
+        return False
     if os.environ.get("RANK", "0") != "0":  # of processes launched together, the first shows it
         return False
     return sys.stderr.isatty() or os.environ.get("TINYALIGN_PROGRESS") == "1"

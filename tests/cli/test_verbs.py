@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -45,6 +46,24 @@ def test_validate_as_json(run, broken: Path):
     assert (report["n"], report["ok"]) == (6, False)
     assert report["counts"]["missing_image"] == 1
     assert "3.png" in next(p["detail"] for p in report["problems"] if p["id"] == "pair-3")
+
+
+@pytest.mark.parametrize("words", [["--streaming"], []])
+def test_validate_reads_tars_and_names_broken_ones(run, tmp_path: Path, words: list[str]):
+    make_pairs(tmp_path / "pairs", 3)
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for image in sorted((tmp_path / "pairs").glob("*.png")):
+                (tmp_path / "caption").write_text("a picture")
+                tar.add(image, image.name)
+                tar.add(tmp_path / "caption", f"{image.stem}.txt")
+    whole = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 8])
+    code, out, _ = run("data", "validate", tmp_path / "*.tar", "--json", "--strict", *words)
+    found = json.loads(out)
+    assert code == 1
+    assert found["counts"]["broken_shard"] == 1
+    assert 3 <= found["n"] < 6
 
 
 def test_validate_measures_lengths_with_a_tokenizer(run, tmp_path: Path, tiny_llm_dir: Path):

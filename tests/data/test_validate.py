@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tinyalign.data.readers import open_dataset
+from tinyalign.data.readers import open_dataset, open_stream
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.data.validate import KINDS, validate
 
@@ -94,3 +94,22 @@ def test_the_table_and_the_dict_say_the_same():
     assert as_dict["counts"]["empty_conversation"] == 1
     assert as_dict["problems"][0]["id"] == "[odd] id"
     assert as_dict["ok"] is False
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_broken_shards_are_problems(tmp_path, good_image, streaming):
+    import tarfile
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(good_image.path, f"{name}.png")
+            tar.add(tmp_path / f"{name}.txt", f"{name}.txt")
+            tar.add(good_image.path, f"{name}0.png")  # without a text
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:800])
+    path = str(tmp_path / "*.tar")
+    dataset = open_stream(path, buffer=0, epochs=1) if streaming else open_dataset(path)
+    report = validate(dataset)
+    assert report.n == 1
+    found = [(kind, name.split("@")[0]) for kind, name in kinds(report)]
+    assert found == [("broken_shard", "b.tar"), ("unreadable", "a.tar")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyalign.cli.options import POSITIONAL
@@ -16,7 +16,9 @@ class ValidateArgs(DataSource):
     """Arguments of `tinyalign data validate`."""
 
     path: str = field(metadata=POSITIONAL)
-    """A file, folder or glob, or the name "easy_vqa"."""
+    """A file, folder, glob or URL, or the name "easy_vqa"."""
+    streaming: bool = False
+    """Read shards in one pass, in their order, without an index of all samples first."""
     tokenizer: str | None = None
     """Also look for over-long samples with the tokenizer of this language model: a hub id, a
     folder, a .gguf file, or "smollm2-135m"."""
@@ -36,13 +38,18 @@ def validate(args: ValidateArgs) -> int:
     """Read every sample and decode every image of a data set, and report what is wrong.
 
     Missing and corrupt images, empty and odd conversations, over-long samples and duplicate ids
-    are counted in a table and named.
+    are counted in a table and named; so are shards that cannot be read to their end.
     """
     from tinyalign.data.validate import validate as look
-    from tinyalign.training.sources import open_source
+    from tinyalign.training.sources import open_source, open_source_stream
 
+    if args.streaming:
+        in_order = replace(args, shuffle_buffer=0)
+        dataset: Any = open_source_stream(in_order, args.seed, epochs=1)
+    else:
+        dataset = open_source(args, args.seed)
     tokenizer = None if args.tokenizer is None else load_tokenizer(args.tokenizer)
-    report = look(open_source(args, args.seed), tokenizer, args.max_length)
+    report = look(dataset, tokenizer, args.max_length)
     if args.json:
         say_json(report.as_dict())
     else:

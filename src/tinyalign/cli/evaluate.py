@@ -12,7 +12,7 @@ from tinyalign.cli.options import NAME, DataOptions
 from tinyalign.cli.output import columns, facts, say, say_json, say_table
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
-from tinyalign.training.recipe import DataSource
+from tinyalign.training.recipe import RECIPE_ONLY, DataSource
 
 if TYPE_CHECKING:
     from tinyalign.data.sample import Sample
@@ -146,7 +146,8 @@ def _asked(args: EvaluateArgs) -> tuple[Sequence[Sample], dict[str, Any]]:
 
     if args.benchmark is None:
         samples = open_source(args, args.seed)
-        data = {each.name: getattr(args, each.name) for each in fields(DataSource)}
+        own = [each.name for each in fields(DataSource) if each.metadata != RECIPE_ONLY]
+        data = {name: getattr(args, name) for name in own}
         contamination = _contamination(args, samples)
         return samples, {"task": args.task, "data": data, "contamination": contamination}
     benchmark = open_benchmark(args.benchmark, args)

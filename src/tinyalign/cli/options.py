@@ -17,7 +17,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from tinyalign.training.recipe import DataSource
+from tinyalign.training.recipe import RECIPE_ONLY, DataSource
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -60,7 +60,11 @@ def parse(function: Callable[..., int], prog: str, argv: Sequence[str]) -> Any:
         raise SystemExit(0)
     words, others = ([*argv], []) if takes_rest is None else _own(parser, argv)
     found = parser.parse_args([_dashed(word) for word in words])
-    values = {f.name: found[_destination(f)] for f in fields(cls) if f.metadata != REST}
+    values = {
+        each.name: found[_destination(each)]
+        for each in fields(cls)
+        if each.metadata not in (REST, RECIPE_ONLY)
+    }
     if takes_rest is not None:
         values[takes_rest] = others
     return cls(**values)
@@ -75,7 +79,7 @@ def add_options(parser: ArgumentParser, cls: Any) -> None:
     """Add an option for each field: `batch_size` becomes `--batch-size`, a bool becomes a flag."""
     hints, docs = get_type_hints(cls), field_docs(cls)
     for each in sorted(fields(cls), key=lambda each: not _required(each)):
-        if each.metadata == REST:
+        if each.metadata in (REST, RECIPE_ONLY):
             continue
         required, name = _required(each), _destination(each)
         settings: dict[str, Any] = {"help": docs[each.name].replace("%", "%%")}

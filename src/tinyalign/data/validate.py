@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinyalign.data.images import MissingImageError, load_image
+from tinyalign.data.readers.shard_dataset import ShardDataset
+from tinyalign.data.readers.streaming import SampleStream, StreamReport
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
 from tinyalign.hashing import hash_bytes
@@ -25,6 +27,7 @@ KINDS = {
     "odd_conversation": "user and assistant don't take turns, user first and assistant last",
     "over_long": "more text tokens than max_length",
     "duplicate_id": "an earlier sample has the same id",
+    "broken_shard": "the shard can't be read, or not to its end",
 }
 
 
@@ -77,24 +80,24 @@ class Report:
 
 
 def validate(
-    dataset: Sequence[Sample],
+    dataset: Sequence[Sample] | SampleStream,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 2048,
 ) -> Report:
-    """Read every sample and decode every image once.
+    """Read every sample and decode every image once; of a stream, which must have an end, too.
 
     Over-long samples are looked for only with a `tokenizer`; the count is of the text's tokens,
     without template, image or memory tokens.
     """
-    report = Report(n=len(dataset))
+    report = Report(n=0)
     ids: set[str] = set()
     images: dict[str, Problem | None] = {}
-    with progress("validate", total=len(dataset)) as advance:
-        for index in range(len(dataset)):
-            try:
-                sample = dataset[index]
-            except DataError as error:
-                report.problems.append(Problem("unreadable", f"#{index}", str(error)))
+    total = len(dataset) if isinstance(dataset, Sequence) else None
+    with progress("validate", total=total) as advance:
+        for index, sample in enumerate(_each(dataset)):
+            report.n += 1
+            if isinstance(sample, DataError):
+                report.problems.append(Problem("unreadable", f"#{index}", str(sample)))
             else:
                 if sample.id in ids:
                     report.problems.append(Problem("duplicate_id", sample.id, f"sample #{index}"))
@@ -104,7 +107,27 @@ def validate(
                 if tokenizer is not None:
                     report.problems += _of_length(sample, tokenizer, max_length)
             advance(1)
+    if isinstance(dataset, (SampleStream, ShardDataset)):
+        report.problems += _of_shards(dataset.report)
     return report
+
+
+def _each(dataset: Sequence[Sample] | SampleStream) -> Iterator[Sample | DataError]:
+    """Every sample, or why it can't be read."""
+    if not isinstance(dataset, Sequence):
+        yield from dataset
+        return
+    for index in range(len(dataset)):
+        try:
+            yield dataset[index]
+        except DataError as error:
+            yield error
+
+
+def _of_shards(found: StreamReport) -> list[Problem]:
+    broken = [Problem("broken_shard", name, str(one)) for name, one in found.shards.items()]
+    records = [Problem("unreadable", name, reason) for name, reason in found.records.items()]
+    return broken + records
 
 
 def _of_conversation(sample: Sample) -> list[Problem]:

@@ -24,7 +24,7 @@ from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.log import progress
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.files import replace_file
-from tinyalign.memory.index import KeyIndex
+from tinyalign.memory.index import Index, KeyIndex
 
 FORMAT_VERSION = 2
 BLOCK = 1024  # queries searched at a time
@@ -86,11 +86,13 @@ class NeighbourTable:
         device: str | torch.device = "cpu",
         block: int = BLOCK,
         partial: str | Path | None = None,
+        index: Index | None = None,
     ) -> NeighbourTable:
         """Search the k best rows for each query (N, d_k), exactly, in blocks, with a bar.
 
         partial: a folder for finished blocks, from which a search that was killed goes on; the
-        blocks are removed at the end, and the folder if nothing else is in it.
+        blocks are removed at the end, and the folder if nothing else is in it. index: searches
+        the bank, where one was made before.
 
         ids and image_hashes name the N samples: entries with the same id or the same image are
         left out of a sample's neighbours. exclude_self=False is for a bank that cannot hold the
@@ -108,7 +110,7 @@ class NeighbourTable:
         removed = tuple(bank.removed.tolist())
         asked = data_hash(ids, image_hashes)
         blocks = _Blocks(partial, [bank.hash, removed, asked, hash_tensors({"q": queries}), k])
-        index = KeyIndex(bank, device)
+        index = index or KeyIndex(bank, device)
         found: list[tuple[Tensor, Tensor]] = []
         with progress("Searching neighbours", len(queries)) as advance:
             for start in range(0, len(queries), block):

@@ -77,7 +77,12 @@ def _decided(
 
 
 def plan_run(recipe: Recipe, cache_folder: Path, encoder: VisionEncoder) -> CachePlan:
-    """The plan for a recipe: its images counted, a few of them timed."""
+    """The plan for a recipe: its images counted, a few of them timed.
+
+    Data that stream have no size that is known before; nothing is kept of their images.
+    """
+    if any(source.streaming for source, _ in _sources(recipe)):
+        return CachePlan((), "none", "the data stream, and how many images come nobody knows")
     images: dict[tuple[str | None, int], ImageRef] = {}
     uses = 0.0
     for source, stage in _sources(recipe):

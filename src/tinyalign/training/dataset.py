@@ -103,7 +103,7 @@ class TrainingDataset(Dataset):
             except DataError as error:
                 if self.strict:
                     raise
-                self._leave_out(self.samples[index].id, str(error))
+                self.leave_out(self.samples[index].id, str(error))
         reasons = first_few(self.skipped.values())
         raise DataError(f"none of {len(self)} samples could be used: {reasons}")
 
@@ -163,7 +163,8 @@ class TrainingDataset(Dataset):
         except DataError:
             return 0
 
-    def _leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note a sample that cannot be used, and why; warned of once."""
         if name in self.skipped:
             return
         self.skipped[name] = reason

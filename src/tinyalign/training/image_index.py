@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import DataError
@@ -40,8 +41,9 @@ class ImageIndex:
 
     def hashes(self, rows: Sequence[int]) -> list[str]:
         """Hash of the decoded image at each row; "" for row -1."""
+        wanted = sorted({row for row in rows if row >= 0})
         with self._open() as index:
-            by_row = dict(index.execute("SELECT row, image_hash FROM images").fetchall())
+            by_row = _select(index, "SELECT row, image_hash FROM images", "row", wanted)
         return [by_row.get(row, "") for row in rows]
 
     def add(
@@ -104,9 +106,9 @@ def reference(image: ImageRef) -> str:
 
 
 def _select(
-    index: sqlite3.Connection, sql: str, column: str, values: Sequence[str]
-) -> dict[str, int]:
-    found: dict[str, int] = {}
+    index: sqlite3.Connection, sql: str, column: str, values: Sequence[Any]
+) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
     for start in range(0, len(values), CHUNK):
         part = values[start : start + CHUNK]
         marks = ", ".join("?" * len(part))

@@ -13,6 +13,9 @@ from tinyalign.memory.coding import KeysDtype, ValuesDtype
 from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.stage_args import StageArgs
 
+RECIPE_ONLY = {"recipe_only": True}
+"""The mark of a field that recipes have, and options of single verbs have not."""
+
 KeyKind = Literal["pooled", "attention", "aligned"]
 Control = Literal[
     "none", "soft_prompt", "random_neighbours", "shuffled_values", "untrained_perceiver"
@@ -59,13 +62,40 @@ class ModelArgs:
                 raise ConfigError(f"model.{name} is empty; name a hub id, a folder or a package")
 
 
+DataFormat = Literal["auto", "llava", "parquet", "csv", "webdataset", "easy_vqa"]
+
+
+@dataclass
+class MixturePart:
+    """One data set of a mixture; its fields mean what those of `DataSource` do."""
+
+    path: str | list[str]
+    """A file, folder, glob, URL, or a list of shards."""
+    weight: float = 1.0
+    """Its share of the samples, beside the weights of the others."""
+    format: DataFormat = "auto"
+    """How to read it."""
+    image_folder: str | None = None
+    """Where relative image paths start."""
+    split: str = "train"
+    """The split, where a data set has several."""
+    prompt: str | None = None
+    """The user's text for captions."""
+    captions: Literal["first", "all", "random"] = "first"
+    """Which captions of an image are answers."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ConfigError(f"{self.path}: its weight must be above 0, found {self.weight}")
+
+
 @dataclass
 class DataSource:
     """One data set, as `tinyalign.data.readers.open_dataset` takes it."""
 
-    path: str
-    """A file, folder or glob, or the name "easy_vqa"."""
-    format: Literal["auto", "llava", "parquet", "csv", "easy_vqa"] = "auto"
+    path: str | list[str] = ""
+    """A file, folder or glob, the URL of a shard or a list of shards, or the name "easy_vqa"."""
+    format: DataFormat = "auto"
     """How to read it; "auto" looks at suffix and content."""
     image_folder: str | None = None
     """Where relative image paths start; by default beside the data file."""
@@ -77,10 +107,25 @@ class DataSource:
     """Of several captions of an image: the first, each of them, or one drawn with the seed."""
     limit: int | None = None
     """Use only the first so many samples."""
+    streaming: bool = field(default=False, metadata=RECIPE_ONLY)
+    """Read shards as training goes on, without an index of all samples: for data sets that are too
+    large, or far away. It takes a number of steps, and data.workers above 0 read ahead."""
+    shuffle_buffer: int = field(default=1000, metadata=RECIPE_ONLY)
+    """Samples of a stream that are shuffled at a time; 0 keeps their order."""
+    mixture: list[MixturePart] | None = field(default=None, metadata=RECIPE_ONLY)
+    """Several data sets in place of `path`, each with its weight; for streams."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"a data source's limit must be at least 1, found {self.limit}")
+        if self.shuffle_buffer < 0:
+            raise ConfigError(f"shuffle_buffer must be 0 or more, found {self.shuffle_buffer}")
+        if self.streaming and self.limit is not None:
+            raise ConfigError("a stream has no limit of samples; limit the steps with max_steps")
+        if self.mixture is not None and (self.path or not self.streaming or not self.mixture):
+            raise ConfigError(
+                "a mixture lists its data sets in place of path, and needs streaming: true"
+            )
 
 
 @dataclass
@@ -271,6 +316,7 @@ class Recipe:
             raise ConfigError("output is empty; name a folder for the run")
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, found {self.seed}")
+        self._check_streams()
         for name in ("pretrain", "finetune"):
             stage: StageArgs = getattr(self, name)
             if stage.vision == "full" and self.data.cache == "features":
@@ -284,6 +330,26 @@ class Recipe:
             raise ConfigError(
                 "a vision tower that is trained leaves the memory bank's keys behind; train it "
                 "only with memory.k 0 or memory.control soft_prompt"
+            )
+
+    def _check_streams(self) -> None:
+        for name in ("pretrain", "finetune"):
+            source: DataSource | None = getattr(self.data, name)
+            if source is not None and source.streaming and getattr(self, name).max_steps is None:
+                raise ConfigError(
+                    f"data.{name} is a stream, which has no end; set {name}.max_steps"
+                )
+            held_out: DataSource | None = getattr(self.data, f"{name}_eval")
+            if held_out is not None and held_out.streaming:
+                raise ConfigError(
+                    f"data.{name}_eval is read at every evaluation, so it cannot be a stream; "
+                    "leave out its streaming"
+                )
+        pairs = self.memory.data or self.data.pretrain
+        if self.memory.reads_bank and self.memory.bank is None and pairs.mixture is not None:
+            raise ConfigError(
+                "a bank is not made from a mixture; name one in memory.bank, or its pairs in "
+                "memory.data"
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import torch
 
-from tinyalign.data.readers import open_dataset
+from tinyalign.data.readers import open_dataset, open_stream
+from tinyalign.data.readers.mixture import MixtureStream
+from tinyalign.data.readers.streaming import Part, Stream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
-from tinyalign.training.recipe import DataSource, MemoryArgs
+from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart
 
 
 def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
     """The samples of a source; `seed` draws captions. Raises DataError for an empty one."""
+    if not source.path:
+        raise DataError("a data source without a path; name a file, folder, glob or URL")
     samples = open_dataset(
         source.path,
         format=source.format,
@@ -28,6 +32,39 @@ def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
     if not len(samples):
         raise DataError(f"{source.path}: no samples in it; check path and split")
     return samples
+
+
+def open_source_stream(
+    source: DataSource,
+    seed: int,
+    *,
+    part: Part | None = None,
+    epochs: int | None = None,
+    strict: bool = False,
+) -> Stream:
+    """The samples of a source as a stream, of a mixture too; `seed` shuffles and draws captions."""
+    if not source.path and source.mixture is None:
+        raise DataError("a stream without a path; name shards, or a mixture of data sets")
+    parts: list[DataSource] | list[MixturePart] = source.mixture or [source]
+    streams = [
+        open_stream(
+            one.path,
+            format=one.format,
+            image_folder=one.image_folder,
+            split=one.split,
+            prompt=one.prompt,
+            captions=one.captions,
+            seed=seed,
+            buffer=source.shuffle_buffer,
+            part=part,
+            epochs=epochs,
+            strict=strict,
+        )
+        for one in parts
+    ]
+    if source.mixture is None:
+        return streams[0]
+    return MixtureStream(streams, [one.weight for one in source.mixture], seed)
 
 
 def memory_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:

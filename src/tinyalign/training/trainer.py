@@ -31,6 +31,7 @@ from tinyalign.training.micro_batches import (
 from tinyalign.training.rehearsal import Rehearsal
 from tinyalign.training.sharding import name_layers, shard_on_cpu
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.stream import StreamDataset
 from tinyalign.training.throughput import Meter, Work, work_of
 
 NOT_FOR_FORWARD = ("index", "n_supervised", "slot")
@@ -69,6 +70,9 @@ class TinyAlignTrainer(Trainer):
         self.metrics_log = log
         self.drop_probability = drop_probability
         self.eval_folder = eval_folder
+        if isinstance(kwargs.get("train_dataset"), StreamDataset):
+            args.ignore_data_skip = True  # it goes on from its own position
+            args.dataloader_num_workers = 0  # its thread must not be forked for an evaluation
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(MetricsCallback(log))
         if stage.rehearse and split is not None:
@@ -101,7 +105,9 @@ class TinyAlignTrainer(Trainer):
         return MicroBatches(order, dataset.lengths, self.split, self.args.process_index)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches as planned; a stream, whose lengths nobody knows, as the Trainer has it."""
+        """Batches as planned; a stream, whose lengths nobody knows, as it comes."""
+        if isinstance(self.train_dataset, StreamDataset):  # shared out among processes already
+            return self.train_dataset.loader(self._train_batch_size, self.data_collator)
         if self.split is None:
             return super().get_train_dataloader()
         workers = self.args.dataloader_num_workers
@@ -114,6 +120,11 @@ class TinyAlignTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
         )
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamDataset):
+            self.train_dataset.save_position(Path(output_dir))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As in Trainer; times it, and counts what the step computes on the way."""

@@ -55,8 +55,9 @@ from tinyalign.training.run_folder import (
 )
 from tinyalign.training.sharding import whole_model
 from tinyalign.training.snapshots import SaveModelAt
-from tinyalign.training.sources import open_source
+from tinyalign.training.sources import open_source, open_source_stream
 from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.stream import BlockSearch, StreamDataset, part_of_launch
 from tinyalign.training.throughput import Meter
 from tinyalign.training.token_cache import CachedTokens, cached_tokens
 from tinyalign.training.tokenise import Tokeniser
@@ -65,6 +66,7 @@ from tinyalign.training.trainer import TinyAlignTrainer
 
 MEMORY_NOTE = "memory.json"
 SKIPPED_LINES = "skipped.jsonl"
+Items = TrainingDataset | StreamDataset
 
 
 class Workshop:
@@ -150,22 +152,50 @@ class Workshop:
             return self._dataset(source, held_out)
 
     def _dataset(self, source: DataSource, held_out: bool) -> TrainingDataset:
-        recipe, template = self.recipe, self.args.template
+        recipe = self.recipe
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
         features = self.features.cover(samples, strict=recipe.data.strict)
-        encoding: dict[str, Any] = {
+        neighbours = self._neighbours(samples, features, held_out)
+        tokens = self._tokens(samples, self._encoding())
+        return self._items(samples, features, neighbours, tokens)
+
+    def stream(self, source: DataSource) -> StreamDataset:
+        """The items of a source that is read as training goes on."""
+        part, strict = part_of_launch(), self.recipe.data.strict
+        search = None if self.bank is None else BlockSearch(self.bank, self.memory.memory)
+
+        def prepare(samples: Sequence[Sample], number: int) -> TrainingDataset:
+            features = self.features.cover(samples, strict=strict)
+            found = None if search is None else search(samples, features, number)
+            return self._items(samples, features, found)
+
+        samples = open_source_stream(source, self.recipe.seed, part=part, strict=strict)
+        ahead = self.recipe.data.workers > 0
+        return StreamDataset(samples, prepare, part=part, strict=strict, ahead=ahead)
+
+    def _encoding(self) -> dict[str, Any]:
+        template = self.args.template
+        return {
             "n_memory_tokens": self.model.config.n_memory_tokens,
             "template": choose_template(self.processor.tokenizer, template) if template else None,
-            "max_length": recipe.data.max_length,
+            "max_length": self.recipe.data.max_length,
         }
+
+    def _items(
+        self,
+        samples: Sequence[Sample],
+        features: Features,
+        neighbours: Neighbours | None,
+        tokens: CachedTokens | None = None,
+    ) -> TrainingDataset:
         return TrainingDataset(
             samples,
             self.processor,
-            **encoding,
+            **self._encoding(),
             features=features,
-            tokens=self._tokens(samples, encoding),
-            neighbours=self._neighbours(samples, features, held_out),
-            strict=recipe.data.strict,
+            tokens=tokens,
+            neighbours=neighbours,
+            strict=self.recipe.data.strict,
             skip_file=self.folder.stage(self.stage) / SKIPPED_LINES,
         )
 
@@ -188,7 +218,8 @@ class Workshop:
         """Train the stage, save its model, and record that it is finished."""
         train_source: DataSource = getattr(self.recipe.data, self.stage)
         eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
-        dataset = self.dataset(train_source)
+        streams = train_source.streaming
+        dataset: Items = self.stream(train_source) if streams else self.dataset(train_source)
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
         # Asked before training: a tower that FSDP has shared out could not tell any more.
         logger.info("features: %d x %d an image", *self.features.row_shape)
@@ -196,7 +227,7 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
-        self._train(trainer, len(dataset))
+        self._train(trainer, 0 if isinstance(dataset, StreamDataset) else len(dataset))
         losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
         result = StageResult(
             stage=self.stage,
@@ -220,6 +251,8 @@ class Workshop:
         checkpoint = self.folder.last_checkpoint(self.stage)
         if checkpoint is not None:
             logger.info("%s: going on from %s", self.stage, checkpoint.name)
+            if isinstance(trainer.train_dataset, StreamDataset):
+                trainer.train_dataset.load_position(checkpoint)
         compile_layers(self.model, self.recipe.model.compile, steps)
         set_seed(self.recipe.seed)
         with progress(f"Training, stage {self.stage}", steps) as advance:
@@ -231,7 +264,10 @@ class Workshop:
         disable_packing(self.model)
 
     def _trainer(
-        self, dataset: TrainingDataset, held_out: TrainingDataset | None, log: MetricsLog
+        self,
+        dataset: Items,
+        held_out: TrainingDataset | None,
+        log: MetricsLog,
     ) -> TinyAlignTrainer:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
@@ -239,7 +275,9 @@ class Workshop:
         packed = self.args.packing and enable_packing(self.model) is not None
         collator = PackedCollator if packed else Collator
         layout: Layout = "packed" if packed else "padded"
-        split = plan_split(self.args, layout, dataset, self.recipe.seed)
+        split = None
+        if not isinstance(dataset, StreamDataset):
+            split = plan_split(self.args, layout, dataset, self.recipe.seed)
         trainer = TinyAlignTrainer(
             self.model,
             training_arguments(self.recipe, self.args, folder / CHECKPOINTS, self.device, split),
@@ -272,7 +310,7 @@ class Workshop:
         flops = model_flops(self.model, cached=isinstance(self.features, FeatureCache))
         return Meter(self.device, flops, device_peak(self.device, dtype, processes()))
 
-    def _save(self, model: Any, dataset: TrainingDataset, held_out: TrainingDataset | None) -> None:
+    def _save(self, model: Any, dataset: Items, held_out: TrainingDataset | None) -> None:
         skipped = {**dataset.left_out(), **(held_out.left_out() if held_out is not None else {})}
         folder = self.folder.stage(self.stage)
         (folder / SKIPPED_LINES).unlink(missing_ok=True)

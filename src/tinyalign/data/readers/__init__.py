@@ -1,10 +1,10 @@
-"""Files and data sets -> a sequence of `Sample`, images undecoded: `open_dataset`."""
+"""Files and data sets -> samples, images undecoded: `open_dataset` and `open_stream`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyalign.data.readers.caption_csv import IMAGE_COLUMNS, CaptionCsvDataset
 from tinyalign.data.readers.captions import CaptionChoice
@@ -12,18 +12,22 @@ from tinyalign.data.readers.easy_vqa import EasyVqaDataset
 from tinyalign.data.readers.lazy import Head
 from tinyalign.data.readers.llava import LlavaDataset
 from tinyalign.data.readers.parquet import TableDataset, read_parquet, read_saved
+from tinyalign.data.readers.records import Reading
+from tinyalign.data.readers.shard_dataset import ShardDataset
+from tinyalign.data.readers.shards import TAR_SUFFIXES, SequenceShard, Shard
+from tinyalign.data.readers.streaming import SHUFFLE_BUFFER, Part, SampleStream, open_shards
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMATS = ("llava", "parquet", "csv", "easy_vqa")
+FORMATS = ("llava", "parquet", "csv", "webdataset", "easy_vqa")
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 
 
 def open_dataset(
-    path: str | Path | Dataset,
+    path: str | Path | Sequence[str] | Dataset,
     *,
     format: str = "auto",
     image_folder: str | None = None,
@@ -37,7 +41,8 @@ def open_dataset(
 
     Args:
         path: a LLaVA `.json`/`.jsonl`; a parquet file, a glob or folder of them, a folder made by
-            `save_to_disk`, or a `datasets.Dataset`; a caption CSV; or the name `easy_vqa`.
+            `save_to_disk`, or a `datasets.Dataset`; a caption CSV; WebDataset tars (a file, glob
+            or folder); a list or fsspec URLs of tar or parquet shards; or the name `easy_vqa`.
         format: one of `FORMATS`, or "auto" to decide by suffix and content.
         image_folder: where relative image paths start; the data file's folder if not given.
         split: for `easy_vqa`, saved `DatasetDict`s, and folders whose parquet files are named
@@ -56,8 +61,59 @@ def open_dataset(
     return dataset if limit is None else Head(dataset, limit)
 
 
+def open_stream(
+    path: str | Path | Sequence[str],
+    *,
+    format: str = "auto",
+    image_folder: str | None = None,
+    split: str = "train",
+    prompt: str | None = None,
+    captions: CaptionChoice = "first",
+    seed: int = 0,
+    buffer: int = SHUFFLE_BUFFER,
+    part: Part | None = None,
+    epochs: int | None = None,
+    strict: bool = False,
+) -> SampleStream:
+    """Open tar or parquet shards as a stream; any other data set streams as a single shard.
+
+    path, format, ..., seed: as in `open_dataset`. buffer, part, epochs, strict: see
+    `SampleStream`; the seed is of its order too. Raises DataError where nothing is to be read.
+    """
+    reading = Reading(captions, prompt, seed, image_folder)
+    shards: list[Shard]
+    if _only_shards(path, format):
+        shards = open_shards(path if isinstance(path, Sequence) else str(path), reading)
+    elif isinstance(path, (str, Path)) and (files := _parquet_files(path, split)):
+        shards = open_shards([str(file) for file in files], reading)
+    else:
+        samples = open_dataset(
+            path, format=format, image_folder=image_folder, split=split, prompt=prompt,
+            captions=captions, seed=seed,
+        )  # fmt: skip
+        shards = [SequenceShard(samples, Path(str(path)).name)]
+    return SampleStream(shards, seed=seed, buffer=buffer, part=part, epochs=epochs, strict=strict)
+
+
+def _only_shards(path: object, format: str) -> bool:
+    """Whether only the readers of shards can read it: tars, URLs, and lists of shards."""
+    if format == "webdataset" or isinstance(path, (list, tuple)):
+        return True
+    if not isinstance(path, (str, Path)) or format not in ("auto", "parquet"):
+        return False
+    if "://" in str(path) or str(path).lower().endswith(TAR_SUFFIXES):
+        return True
+    return Path(path).is_dir() and any(Path(path).rglob("*.tar"))
+
+
+def _parquet_files(path: str | Path, split: str) -> list[Path]:
+    """The parquet files behind a local path; none if it is something else."""
+    files = [] if _is_saved(Path(path)) else find_files(path, split)
+    return files if all(file.suffix == ".parquet" for file in files) else []
+
+
 def _open(
-    path: str | Path | Dataset,
+    path: str | Path | Sequence[str] | Dataset,
     format: str,
     image_folder: str | None,
     split: str,
@@ -68,9 +124,18 @@ def _open(
     if format not in ("auto", *FORMATS):
         raise DataError(f"format: expected 'auto' or one of {FORMATS}, found {format!r}")
     images = None if image_folder is None else Path(image_folder)
+    if _only_shards(path, format):
+        shards = path if isinstance(path, (list, tuple)) else str(path)
+        return ShardDataset(open_shards(shards, Reading(captions, prompt, seed, image_folder)))
     if not isinstance(path, (str, Path)):
+        table: Any = path
         return TableDataset(
-            path, source="dataset", image_folder=images, captions=captions, prompt=prompt, seed=seed
+            table,
+            source="dataset",
+            image_folder=images,
+            captions=captions,
+            prompt=prompt,
+            seed=seed,
         )
     files = find_files(path, split)
     if format == "auto":
@@ -165,4 +230,4 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     raise DataError(f"{path}: can't tell its format; name one of {FORMATS} with format=")
 
 
-__all__ = ["FORMATS", "CaptionChoice", "open_dataset"]
+__all__ = ["FORMATS", "CaptionChoice", "open_dataset", "open_stream"]

@@ -42,7 +42,7 @@ class LlavaDataset(LazySamples):
         turns = record.get("conversations")
         if not isinstance(turns, list):
             raise DataError(f"{where}: expected a list 'conversations', found {turns!r}")
-        messages = tuple(_message(turn, where) for turn in turns)
+        messages = tuple(message_of(turn, where) for turn in turns)
         answers = [message.text for message in messages if message.role == "assistant"]
         return Sample(
             id=str(record.get("id", index)),
@@ -91,7 +91,8 @@ def _names(record: dict[str, Any]) -> list[Any]:
     return images if isinstance(images, list) else [images]
 
 
-def _message(turn: Any, where: str) -> Message:
+def message_of(turn: Any, where: str) -> Message:
+    """One turn of a conversation; raises DataError that names the place `where`."""
     speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
     if speaker not in ROLES:
         raise DataError(f"{where}: expected a turn from {sorted(ROLES)}, found {turn!r:.80}")
