@@ -27,7 +27,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The stage in the Trainer's terms."""
     micro, accumulation = args.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
-    trains_large = "full" in (args.language, args.vision)
+    trains_large = args.language != "frozen" or args.vision == "full"
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(
         str(folder),

@@ -15,12 +15,14 @@ from typing import Any, Literal
 from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
+from tinyalign.training.early_stopping import BEST
 from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, Recipe
 
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device")
 FREE_DATA = ("workers", "cache_folder")
@@ -38,9 +40,15 @@ class StageResult:
     """Training time, evaluations included; caches and banks not."""
     trained_parameters: int
     eval_loss: float | None
-    """Of the last evaluation, nats a supervised token."""
+    """Of the saved weights, by the last evaluation up to their step; nats a supervised token."""
     fingerprint: str
     """Hash of the settings that decided it."""
+    eval_loss_without_memory: float | None = None
+    """The same with no memory tokens in the sequence, where that was measured."""
+    kept_step: int | None = None
+    """The step whose weights were saved: the last one, or the best with early stopping."""
+    stopped_early: bool = False
+    """Whether early stopping ended it before its last step."""
 
 
 class RunFolder:
@@ -67,6 +75,10 @@ class RunFolder:
         """The model after a stage."""
         return self.stage(stage) / "model"
 
+    def adapter(self, stage: Stage) -> Path:
+        """The unmerged adapters of a stage that trained some."""
+        return self.stage(stage) / ADAPTER
+
     def finished(self, stage: Stage) -> StageResult | None:
         """What a finished stage recorded; None where it is not finished."""
         path = self.stage(stage) / FINISHED
@@ -75,11 +87,12 @@ class RunFolder:
         return StageResult(**json.loads(path.read_text(encoding="utf-8")))
 
     def finish(self, result: StageResult) -> None:
-        """Record a finished stage; its checkpoints are no longer needed."""
+        """Record a finished stage; its checkpoints and best weights are no longer needed."""
         folder = self.stage(result.stage)
         text = json.dumps(asdict(result), indent=2)
         (folder / FINISHED).write_text(text, encoding="utf-8")
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
     def last_checkpoint(self, stage: Stage) -> Path | None:
         """The newest complete checkpoint of a stage."""
@@ -100,6 +113,7 @@ class RunFolder:
         now = deciding(self.recipe, stage)
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
+            before = filled(before, deciding(_defaults(), stage))
             different = differences(before, json.loads(json.dumps(now)))
             if different:
                 raise ConfigError(
@@ -109,7 +123,7 @@ class RunFolder:
         note.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
     def _clear(self, folder: Path) -> None:
-        for name in (CHECKPOINTS, "model", "tensorboard"):
+        for name in (CHECKPOINTS, BEST, ADAPTER, "model", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for pattern in (
             FINISHED,
@@ -135,8 +149,13 @@ class RunFolder:
             ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (self.path / "metrics.jsonl").write_text(text, encoding="utf-8")
-        shutil.rmtree(self.model, ignore_errors=True)
-        shutil.copytree(self.stage_model(stage), self.model, copy_function=_link)
+        for source, target in (
+            (self.stage_model(stage), self.model),
+            (self.adapter(stage), self.path / ADAPTER),
+        ):
+            shutil.rmtree(target, ignore_errors=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link)
 
 
 def _carried_on(line: dict[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
@@ -172,6 +191,22 @@ def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def fingerprint(recipe: Recipe, stage: Stage) -> str:
     """Hash of the settings that decide a stage's result."""
     return hash_json(deciding(recipe, stage))
+
+
+def filled(settings: Any, defaults: Any) -> Any:
+    """Settings with those that are missing at their defaults, as a version that did not have
+    them ran; what is there stays."""
+    if not (isinstance(settings, dict) and isinstance(defaults, dict)):
+        return settings
+    there = {name: filled(value, defaults.get(name)) for name, value in settings.items()}
+    return {**json.loads(json.dumps(defaults)), **there}
+
+
+def _defaults() -> Recipe:
+    """A recipe with every setting at its default, and every data source there to have some."""
+    source = DataSource("")
+    data = DataArgs(source, finetune=source, pretrain_eval=source, finetune_eval=source)
+    return Recipe(data=data, memory=MemoryArgs(data=source))
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from tinyalign.log import logger, progress
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import Compressor
 from tinyalign.model.vision import VisionEncoder
+from tinyalign.training.adapters import check_installed, merge_adapters, save_adapter
 from tinyalign.training.arguments import planned_steps, training_arguments
 from tinyalign.training.callbacks import EvaluateAt, Tell
 from tinyalign.training.closed_form import closed_form_skip
@@ -64,6 +65,7 @@ class Workshop:
     def __init__(self, recipe: Recipe, folder: RunFolder, stage: Stage) -> None:
         self.recipe, self.folder, self.stage = recipe, folder, stage
         self.args: StageArgs = getattr(recipe, stage)
+        check_installed(self.args)
         self.device = choose_device(recipe.device)
         set_seed(recipe.seed)
         self.model, self.processor = self._model()
@@ -91,6 +93,7 @@ class Workshop:
                 "or name a run in start_from"
             ) from None
         logger.info("finetune: starts from %s", found)
+        self.start = found
         return load_model(found, self.recipe, self.device)
 
     def _use_bank(self, bank: MemoryBank) -> None:
@@ -167,12 +170,13 @@ class Workshop:
         eval_source: DataSource | None = getattr(self.recipe.data, f"{self.stage}_eval")
         dataset = self.dataset(train_source)
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
-        report = freeze(self.model, self.args)
+        report = freeze(self.model, self.args, self.recipe.seed)
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
         self._train(trainer, len(dataset), log)
-        losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+        kept_step = trainer.keep_weights()
+        kept = trainer.evaluation_at(kept_step)
         result = StageResult(
             stage=self.stage,
             steps=trainer.state.global_step,
@@ -180,8 +184,11 @@ class Workshop:
             supervised_tokens=log.supervised_tokens,
             seconds=round(log.seconds, 1),
             trained_parameters=report.trained,
-            eval_loss=losses[-1] if losses else None,
+            eval_loss=kept.get("eval_loss"),
             fingerprint=fingerprint(self.recipe, self.stage),
+            eval_loss_without_memory=kept.get("eval_loss_without_memory"),
+            kept_step=kept_step,
+            stopped_early=trainer.early_stopping is not None and trainer.early_stopping.stopped,
         )
         if trainer.is_world_process_zero():
             self._save(dataset, held_out)
@@ -232,6 +239,9 @@ class Workshop:
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
         if skipped:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
+        if self.args.adapts:
+            save_adapter(self.model, self.args, self.folder.adapter(self.stage), str(self.start))
+            merge_adapters(self.model)
         cast_trained(self.model, self.recipe.model.dtype)
         save_model(self.model, self.processor, self.folder.stage_model(self.stage))
 
