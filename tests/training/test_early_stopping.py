@@ -38,7 +38,8 @@ def test_a_margin_only_ever_makes_it_wait_longer(losses: list[float], margin: fl
 
 
 def test_a_loss_must_be_lower_by_more_than_the_margin() -> None:
-    assert judge([(1, 2.0), (2, 1.5), (3, 1.4)], 0.5) == Verdict(1, 2)
+    assert judge([(1, 2.0), (2, 1.5), (3, 1.75)], 0.5) == Verdict(1, 2)
+    assert judge([(1, 2.0), (2, 1.5), (3, 1.25)], 0.5) == Verdict(3, 0)
     assert judge([(1, 2.0), (2, 1.25), (3, 1.0)], 0.5) == Verdict(2, 1)
 
 
@@ -72,8 +73,18 @@ def test_it_stops_after_its_patience_and_gives_the_best_weights_back(tmp_path) -
 
 def test_no_checkpoint_is_written_where_it_stops(tmp_path) -> None:
     """Training would go on from it past the end."""
-    *_, control = watch([1.0, 2.0], 1, tmp_path)
-    assert not control.should_save
+    layer, callback, state, _ = watch([1.0], 1, tmp_path)
+    state.global_step, state.max_steps = 2, 3
+    state.log_history.append({"step": 2, "eval_loss": 2.0})
+    control = TrainerControl(should_save=True)
+    callback.on_evaluate(SimpleNamespace(save_strategy="steps"), state, control, model=layer)
+    assert (control.should_training_stop, control.should_save) == (True, False)
+
+
+def test_a_stage_that_reaches_its_end_was_not_stopped(tmp_path) -> None:
+    _, callback, _, control = watch([1.0, 2.0], 1, tmp_path)
+    assert not callback.stopped
+    assert not control.should_training_stop
 
 
 def test_weights_that_a_checkpoint_may_need_stay_until_the_next_one(tmp_path) -> None:

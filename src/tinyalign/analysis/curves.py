@@ -51,7 +51,7 @@ def read_curve(metrics: str | Path, label: str) -> Curve:
         [line["loss"] for line in steps],
         [line["step"] for line in watched],
         [line["eval_loss"] for line in watched],
-        [x["eval_loss_without_memory"] for x in watched if "eval_loss_without_memory" in x],
+        tuple(x["eval_loss_without_memory"] for x in watched if "eval_loss_without_memory" in x),
     )
 
 

@@ -79,7 +79,8 @@ class EarlyStopping(TrainerCallback):
             save_trained(model, self._path(state.global_step))
             if args.save_strategy == "no":
                 self._keep_only(verdict.best_step)
-        if verdict.waited >= self.patience and not self.stopped:
+        before_the_end = state.global_step < state.max_steps
+        if verdict.waited >= self.patience and before_the_end and not self.stopped:
             self.stopped = True
             logger.info(
                 "early stopping: no better held-out loss than that of step %s in %d evaluations, "
