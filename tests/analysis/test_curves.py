@@ -36,6 +36,17 @@ def test_steps_and_evaluations_are_told_apart(tmp_path):
     assert read_curve(path, "a") == Curve("a", [1, 2], [3.0, 2.0], [2], [2.5])
 
 
+def test_losses_with_memory_off_are_read_and_drawn_beside_the_others(tmp_path):
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    lines += [{"step": n, "eval_loss": 2.5, "eval_loss_without_memory": 2.75} for n in (1, 2)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(path, "a")
+    assert curve.losses_without_memory == (2.75, 2.75)
+    drawn = {line.get_label() for line in curves_figure({"stage": [curve]}).axes[0].lines}
+    assert {"a, held out", "a, held out, memory off"} <= drawn
+
+
 def test_a_run_without_steps_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"metrics\.jsonl"):

@@ -34,6 +34,8 @@ class Curve:
     eval_steps: Sequence[float] = ()
     eval_losses: Sequence[float] = ()
     """Of held-out samples."""
+    losses_without_memory: Sequence[float] = ()
+    """Of the same samples at the same steps with memory off, where a run measured that."""
 
 
 def read_curve(metrics: str | Path, label: str) -> Curve:
@@ -49,6 +51,7 @@ def read_curve(metrics: str | Path, label: str) -> Curve:
         [line["loss"] for line in steps],
         [line["step"] for line in watched],
         [line["eval_loss"] for line in watched],
+        tuple(x["eval_loss_without_memory"] for x in watched if "eval_loss_without_memory" in x),
     )
 
 
@@ -122,6 +125,12 @@ def _draw(ax: Axes, curve: Curve, colour: str) -> None:
             curve.eval_steps, curve.eval_losses, color=colour, linewidth=1.2, linestyle=(0, (2, 2)),
             marker="o", markersize=5, markeredgecolor="white", label=f"{curve.label}, held out",
         )  # fmt: skip
+    if len(curve.losses_without_memory) == len(curve.eval_steps) > 0:
+        ax.plot(
+            curve.eval_steps, curve.losses_without_memory, color=colour, linewidth=1.2,
+            linestyle=(0, (1, 2)), marker="s", markersize=4, markeredgecolor="white",
+            label=f"{curve.label}, held out, memory off",
+        )  # fmt: skip
 
 
 def _finish(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
@@ -130,7 +139,11 @@ def _finish(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
     shown = [
         loss
         for curve in curves
-        for loss in (*running_mean(curve.losses, 3)[1:], *curve.eval_losses)
+        for loss in (
+            *running_mean(curve.losses, 3)[1:],
+            *curve.eval_losses,
+            *curve.losses_without_memory,
+        )
         if loss > 0
     ]
     if shown and max(shown) > LOG_FROM * min(shown):

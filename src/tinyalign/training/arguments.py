@@ -50,7 +50,7 @@ def training_arguments(
     micro, accumulation = args.accumulation(processes())
     if split is not None:
         micro, accumulation = math.ceil(split.batch_size / split.groups), split.accumulation
-    trains_large = "full" in (args.language, args.vision)
+    trains_large = args.language != "frozen" or args.vision == "full"
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(
         str(folder),

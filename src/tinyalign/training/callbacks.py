@@ -69,10 +69,12 @@ class Tell(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
+            without = logs.get("eval_loss_without_memory")
             logger.info(
-                "%s: step %d of %d, held-out loss %.4f nats a token (%d samples)",
-                self.name, state.global_step, state.max_steps,
-                logs["eval_loss"], logs["eval_samples"],
+                "%s: step %d of %d, held-out loss %.4f nats a token%s (%d samples)",
+                self.name, state.global_step, state.max_steps, logs["eval_loss"],
+                "" if without is None else f", {without:.4f} without memory",
+                logs["eval_samples"],
             )  # fmt: skip
         elif "loss" in logs:
             self.advance(1, _note(logs))

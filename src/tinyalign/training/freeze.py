@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tinyalign.log import logger
+from tinyalign.training.adapters import adapter_parameters, add_adapters, full_size
 from tinyalign.training.stage_args import StageArgs
 
 Part = Literal["vision tower", "image connector", "memory connector", "language model"]
@@ -23,6 +24,8 @@ class PartReport:
     trained: int
     frozen: int
     dtype: str
+    adapters: int = 0
+    """How many of the trained numbers belong to adapters."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class FreezeReport:
     def lines(self) -> list[str]:
         """One sentence a part."""
         return [
-            f"{part.name}: {part.trained:,} trained, {part.frozen:,} frozen ({part.dtype})"
+            f"{part.name}: {part.trained:,} trained{' in adapters' if part.adapters else ''}, "
+            f"{part.frozen:,} frozen ({part.dtype})"
             for part in self.parts
         ]
 
@@ -68,11 +72,14 @@ def part_of_parameters(model: Any) -> dict[str, Part]:
     return {name: owner[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def freeze(model: Any, stage: StageArgs, *, tell: bool = True) -> FreezeReport:
+def freeze(model: Any, stage: StageArgs, seed: int = 0, *, tell: bool = True) -> FreezeReport:
     """Set what is trained as the stage has it; trained parts become float32.
 
-    Returns the exact account, and logs it where `tell` is set.
+    An LLM in mode lora or qlora gets its adapters here, drawn with `seed`. Returns the exact
+    account, and logs it where `tell` is set.
     """
+    if stage.adapts:
+        add_adapters(model, stage, seed)
     mode = {
         "vision tower": stage.vision,
         "image connector": stage.connectors,
@@ -84,6 +91,9 @@ def freeze(model: Any, stage: StageArgs, *, tell: bool = True) -> FreezeReport:
         if trained:
             module.to(torch.float32)
         module.requires_grad_(trained)
+    if stage.adapts:
+        for parameter in adapter_parameters(model):
+            parameter.requires_grad_(True)
     report = account(model)
     for line in report.lines() if tell else ():
         logger.info("%s", line)
@@ -95,16 +105,24 @@ def account(model: Any) -> FreezeReport:
     counts: dict[Part, list[int]] = {}
     dtypes: dict[Part, set[str]] = {}
     owner = part_of_parameters(model)
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
     for name, parameter in model.named_parameters():
-        row = counts.setdefault(owner[name], [0, 0])
-        row[0 if parameter.requires_grad else 1] += parameter.numel()
-        dtypes.setdefault(owner[name], set()).add(str(parameter.dtype).removeprefix("torch."))
+        row = counts.setdefault(owner[name], [0, 0, 0])
+        size = full_size(parameter)
+        row[0 if parameter.requires_grad else 1] += size
+        row[2] += size if id(parameter) in adapters else 0
+        dtypes.setdefault(owner[name], set()).add(_dtype(parameter))
     return FreezeReport(
         tuple(
-            PartReport(part, trained, frozen, ", ".join(sorted(dtypes[part])))
-            for part, (trained, frozen) in counts.items()
+            PartReport(part, trained, frozen, ", ".join(sorted(dtypes[part])), in_adapters)
+            for part, (trained, frozen, in_adapters) in counts.items()
         )
     )
+
+
+def _dtype(parameter: nn.Parameter) -> str:
+    state = getattr(parameter, "quant_state", None)
+    return str(parameter.dtype).removeprefix("torch.") if state is None else str(state.quant_type)
 
 
 def frozen_modules(model: Any) -> list[nn.Module]:

@@ -324,6 +324,12 @@ class Recipe:
                     f"{name}.vision is full, so its features change at every step and cannot be "
                     "cached; set data.cache to pixels or none"
                 )
+            self._check_held_out(name, stage)
+        if self.pretrain.adapts:
+            raise ConfigError(
+                f"pretrain.language {self.pretrain.language}: adapters belong to a model that "
+                "stage 1 has saved; use them in finetune"
+            )
         if any(s.vision == "full" for s in (self.pretrain, self.finetune)) and (
             self.memory.reads_bank
         ):
@@ -351,6 +357,14 @@ class Recipe:
                 "a bank is not made from a mixture; name one in memory.bank, or its pairs in "
                 "memory.data"
             )
+
+    def _check_held_out(self, name: str, stage: StageArgs) -> None:
+        trained, held_out = getattr(self.data, name), getattr(self.data, f"{name}_eval")
+        for setting in ("early_stopping", "eval_without_memory"):
+            if getattr(stage, setting) and trained is not None and held_out is None:
+                raise ConfigError(
+                    f"{name}.{setting} needs held-out samples; name them in data.{name}_eval"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, resolved, as plain values."""

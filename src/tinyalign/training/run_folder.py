@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,15 @@ from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.files import write_atomically
 from tinyalign.training.checkpoints import last_checkpoint
+from tinyalign.training.early_stopping import BEST
 from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, ModelArgs, Recipe
-from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, Recipe
 
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 CACHE_NOTE = "cache.json"
+ADAPTER = "adapter"
 # What may differ between a run and its resumption without a change to its result.
 FREE = ("output", "device", "track")
 FREE_DATA = ("workers", "cache_folder", "cache_tokens")
@@ -43,9 +44,15 @@ class StageResult:
     """Training time, evaluations included; caches and banks not."""
     trained_parameters: int
     eval_loss: float | None
-    """Of the last evaluation, nats a supervised token."""
+    """Of the saved weights, by the last evaluation up to their step; nats a supervised token."""
     fingerprint: str
     """Hash of the settings that decided it."""
+    eval_loss_without_memory: float | None = None
+    """The same with no memory tokens in the sequence, where that was measured."""
+    kept_step: int | None = None
+    """The step whose weights were saved: the last one, or the best with early stopping."""
+    stopped_early: bool = False
+    """Whether early stopping ended it before its last step."""
 
 
 class RunFolder:
@@ -72,6 +79,10 @@ class RunFolder:
         """The model after a stage."""
         return self.stage(stage) / "model"
 
+    def adapter(self, stage: Stage) -> Path:
+        """The unmerged adapters of a stage that trained some."""
+        return self.stage(stage) / ADAPTER
+
     def finished(self, stage: Stage) -> StageResult | None:
         """What a finished stage recorded; None where it is not finished."""
         path = self.stage(stage) / FINISHED
@@ -80,10 +91,11 @@ class RunFolder:
         return StageResult(**json.loads(path.read_text(encoding="utf-8")))
 
     def finish(self, result: StageResult) -> None:
-        """Record a finished stage; its checkpoints are no longer needed."""
+        """Record a finished stage; its checkpoints and best weights are no longer needed."""
         folder = self.stage(result.stage)
         write_atomically(folder / FINISHED, json.dumps(asdict(result), indent=2).encode())
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
     def last_checkpoint(self, stage: Stage) -> Path | None:
         """The newest complete checkpoint of a stage."""
@@ -104,7 +116,7 @@ class RunFolder:
         now = json.loads(json.dumps(deciding(self.recipe, stage)))
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            before = _completed(before)
+            before = filled(before, deciding(_defaults(), stage))
             self._settle_cache(before["data"], now["data"])
             different = differences(before, now)
             if different:
@@ -129,7 +141,7 @@ class RunFolder:
 
     def _clear(self, folder: Path) -> None:
         snapshots = [path.name for path in folder.glob("model-[0-9]*")]
-        for name in (CHECKPOINTS, "model", "tensorboard", *snapshots):
+        for name in (CHECKPOINTS, BEST, ADAPTER, "model", "tensorboard", *snapshots):
             shutil.rmtree(folder / name, ignore_errors=True)
         for pattern in (
             FINISHED,
@@ -155,8 +167,13 @@ class RunFolder:
             ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (self.path / "metrics.jsonl").write_text(text, encoding="utf-8")
-        shutil.rmtree(self.model, ignore_errors=True)
-        shutil.copytree(self.stage_model(stage), self.model, copy_function=_link)
+        for source, target in (
+            (self.stage_model(stage), self.model),
+            (self.adapter(stage), self.path / ADAPTER),
+        ):
+            shutil.rmtree(target, ignore_errors=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link)
 
 
 def _carried_on(line: dict[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
@@ -197,31 +214,20 @@ def fingerprint(recipe: Recipe, stage: Stage) -> str:
     return hash_json(deciding(recipe, stage))
 
 
-def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """Settings noted by an earlier release, with the defaults of those it did not have."""
-    parts = {"model": ModelArgs, "memory": MemoryArgs, "data": DataArgs}
-    kinds = {**parts, "pretrain": StageArgs, "finetune": StageArgs}
-    filled = {name: _filled(before[name], kinds[name]) for name in kinds if name in before}
-    for stage in filled.keys() & {"pretrain", "finetune"}:
-        filled[stage] = {k: v for k, v in filled[stage].items() if k not in FREE_STAGE}
-    data = {name: v for name, v in filled.get("data", {}).items() if name not in FREE_DATA}
-    sources = {name: _filled(value, DataSource) for name, value in data.items() if _is_one(value)}
-    return {**before, **filled, "data": {**data, **sources}}
+def filled(settings: Any, defaults: Any) -> Any:
+    """Settings with those that are missing at their defaults, as a version that did not have
+    them ran; what is there stays."""
+    if not (isinstance(settings, dict) and isinstance(defaults, dict)):
+        return settings
+    there = {name: filled(value, defaults.get(name)) for name, value in settings.items()}
+    return {**json.loads(json.dumps(defaults)), **there}
 
 
-def _is_one(value: Any) -> bool:
-    return isinstance(value, dict) and "path" in value
-
-
-def _filled(settings: dict[str, Any], kind: type) -> dict[str, Any]:
-    defaults: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.default is not MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            made = field.default_factory()
-            defaults[field.name] = asdict(made) if is_dataclass(made) else made
-    return {**defaults, **settings}
+def _defaults() -> Recipe:
+    """A recipe with every setting at its default, and every data source there to have some."""
+    source = DataSource("")
+    data = DataArgs(source, finetune=source, pretrain_eval=source, finetune_eval=source)
+    return Recipe(data=data, memory=MemoryArgs(data=source))
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

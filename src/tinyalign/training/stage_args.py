@@ -8,6 +8,32 @@ from typing import Literal
 from tinyalign.errors import ConfigError
 
 Mode = Literal["frozen", "full"]
+LanguageMode = Literal["frozen", "full", "lora", "qlora"]
+
+
+@dataclass
+class LoraArgs:
+    """Low-rank adapters on the LLM: W + (alpha / r) B A, with W frozen (Hu et al. 2021, eq. 3)."""
+
+    r: int = 16
+    """Rank of an adapter."""
+    alpha: float = 32.0
+    """An adapter's output is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that is dropped while training."""
+    targets: list[str] | None = None
+    """Names of the linear layers that get one, such as [q_proj, v_proj]; by default all of the
+    LLM's, its head aside."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha <= 0:
+            raise ConfigError(
+                f"lora needs r of at least 1 and a positive alpha, found {self.r} and {self.alpha}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"lora.dropout must be 0 to below 1, found {self.dropout}")
+        if self.targets is not None and not self.targets:
+            raise ConfigError("lora.targets is empty; name layers, or leave it out for all")
 
 
 @dataclass
@@ -46,8 +72,11 @@ class StageArgs:
     """Image connector and RAG connector."""
     template: str | None = None
     """Chat template of this stage alone, such as "plain"; by default the model's."""
-    language: Mode = "frozen"
-    """The LLM; trained, its master weights are float32."""
+    language: LanguageMode = "frozen"
+    """The LLM. "full": all of it, with float32 master weights. "lora": low-rank adapters on it,
+    merged at the end. "qlora": the same over weights kept in 4 bits (extra `qlora`)."""
+    lora: LoraArgs = field(default_factory=LoraArgs)
+    """The adapters, where language is lora or qlora."""
     vision: Mode = "frozen"
     """The vision tower."""
     gradient_checkpointing: bool = False
@@ -56,6 +85,17 @@ class StageArgs:
     """When to measure the held-out loss: shares of the stage's steps; 0 is before the first."""
     eval_batch_size: int | None = None
     """Samples at once there; by default the micro-batch."""
+    eval_without_memory: bool = False
+    """Measure the held-out loss a second time with no memory tokens in the sequence, as the model
+    runs when no bank is attached."""
+    early_stopping: int | None = None
+    """Stop after so many evaluations in a row without a better held-out loss; the best weights
+    are the ones that are saved."""
+    early_stopping_min_delta: float = 0.0
+    """A loss is better if it is lower by more than this, nats a token."""
+    ema_decay: float | None = None
+    """Average the trained weights over the steps with this decay, such as 0.999; the averages
+    are evaluated and saved."""
     checkpoint_steps: int | None = 500
     """Save a checkpoint to resume from every so many steps; none where it is null."""
     keep_checkpoints: int = 1
@@ -95,10 +135,33 @@ class StageArgs:
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}; choose a divisor of it"
             )
+        self._check_watching()
         if self.connectors == self.language == self.vision == "frozen":
             raise ConfigError(
                 "connectors, language and vision are all frozen; there is nothing to train"
             )
+
+    def _check_watching(self) -> None:
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay must lie between 0 and 1, found {self.ema_decay}")
+        if self.early_stopping_min_delta < 0:
+            raise ConfigError(
+                f"early_stopping_min_delta must be 0 or more, found {self.early_stopping_min_delta}"
+            )
+        if self.early_stopping is None:
+            return
+        if self.early_stopping < 1:
+            raise ConfigError(f"early_stopping must be at least 1, found {self.early_stopping}")
+        if len(set(self.eval_fractions)) <= self.early_stopping:
+            raise ConfigError(
+                f"early_stopping {self.early_stopping} never stops a stage that is evaluated at "
+                f"{len(set(self.eval_fractions))} points; name more of them in eval_fractions"
+            )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the LLM is trained through adapters."""
+        return self.language in ("lora", "qlora")
 
     @classmethod
     def pretraining(cls) -> StageArgs:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from tinyalign.errors import ConfigError
 from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.batches import EvaluationBatches
 from tinyalign.training.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.dataset import TrainingDataset
+from tinyalign.training.early_stopping import EarlyStopping
+from tinyalign.training.ema import AveragedWeights
 from tinyalign.training.freeze import frozen_modules, part_of_parameters
+from tinyalign.training.held_out import WithoutMemory, mean_loss, side_by_side
 from tinyalign.training.launch import gather
 from tinyalign.training.memory_dropout import kept_memories
 from tinyalign.training.metrics_log import MetricsCallback, MetricsLog
@@ -78,6 +84,49 @@ class TinyAlignTrainer(Trainer):
         if stage.rehearse and split is not None:
             self.add_callback(Rehearsal(self))
         self._frozen = frozen_modules(model)
+        self.averages: AveragedWeights | None = None
+        self.early_stopping: EarlyStopping | None = None
+        self._add_modes()
+
+    def _add_modes(self) -> None:
+        """Averaged weights and early stopping, where the stage wants them."""
+        stage = self.stage
+        sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.accelerator.distributed_type in sharded and (
+            stage.adapts or stage.ema_decay or stage.early_stopping
+        ):
+            raise ConfigError(
+                "language lora or qlora, ema_decay and early_stopping need whole weights on each "
+                f"process, which {self.accelerator.distributed_type.value} has not; use DDP"
+            )
+        if stage.ema_decay is not None:
+            self.averages = AveragedWeights(stage.ema_decay)
+            self.add_callback(self.averages)
+        if stage.early_stopping is not None and self.eval_folder is not None:
+            self.early_stopping = EarlyStopping(
+                stage.early_stopping,
+                stage.early_stopping_min_delta,
+                self.eval_folder,
+                saves=self.is_world_process_zero(),
+            )
+            self.add_callback(self.early_stopping)
+
+    def keep_weights(self) -> int:
+        """After training: leave the model with the weights to save, best or averaged ones.
+
+        Returns the step that they are of.
+        """
+        if self.early_stopping is not None:  # what it kept is what was evaluated, so averaged too
+            model = self.accelerator.unwrap_model(self.model)
+            return self.early_stopping.restore(model, self.state)
+        if self.averages is not None:
+            self.averages.swap(self.optimizer)
+        return self.state.global_step
+
+    def evaluation_at(self, step: int) -> dict[str, Any]:
+        """The last evaluation up to a step; empty if there was none."""
+        found = [x for x in self.state.log_history if "eval_loss" in x and x["step"] <= step]
+        return dict(found[-1]) if found else {}
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in Trainer; FSDP2 works on CPUs too."""
@@ -244,38 +293,60 @@ class TinyAlignTrainer(Trainer):
         """Loss per supervised token of the held-out samples; a sample's own goes to a file.
 
         eval-STEP.jsonl has {"id", "loss_sum", "tokens"} for every sample, so that two runs can
-        be compared pair by pair.
+        be compared pair by pair; with `eval_without_memory` also "loss_sum_without_memory", the
+        same tokens with no memory tokens before them.
         """
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.monotonic()
+        averaged = nullcontext() if self.averages is None else self.averages.applied(self.optimizer)
+        with averaged:
+            rows = self._rows(dataset)
+            metrics = {
+                f"{metric_key_prefix}_loss": mean_loss(rows),
+                f"{metric_key_prefix}_samples": len(rows),
+                f"{metric_key_prefix}_tokens": sum(row["tokens"] for row in rows),
+                f"{metric_key_prefix}_seconds": round(time.monotonic() - started, 3),
+            }
+            if self._looks_without_memory:
+                name = f"{metric_key_prefix}_loss_without_memory"
+                metrics[name] = mean_loss(rows, "loss_sum_without_memory")
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+        return metrics
+
+    @property
+    def _looks_without_memory(self) -> bool:
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        return self.stage.eval_without_memory and config.n_memory_tokens > 0
+
+    def _rows(self, dataset: TrainingDataset) -> list[dict[str, Any]]:
+        """The losses of single samples, with memory and, if wanted, without; written down too."""
         rows = self.sample_losses(dataset)
-        tokens = sum(row["tokens"] for row in rows)
-        loss = sum(row["loss_sum"] for row in rows) / max(1, tokens)
+        if self._looks_without_memory:
+            rows = side_by_side(rows, self.sample_losses(dataset, without_memory=True))
         if self.eval_folder is not None and self.is_world_process_zero():
             path = self.eval_folder / f"eval-{self.state.global_step}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_samples": len(rows),
-            f"{metric_key_prefix}_tokens": tokens,
-            f"{metric_key_prefix}_seconds": round(time.monotonic() - started, 3),
-        }
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        return rows
 
-    def sample_losses(self, dataset: TrainingDataset) -> list[dict[str, Any]]:
+    def sample_losses(
+        self, dataset: TrainingDataset, *, without_memory: bool = False
+    ) -> list[dict[str, Any]]:
         """For each sample its id, summed loss in nats, and number of supervised tokens."""
         args = self.args
         batches = EvaluationBatches(
             len(dataset), args.per_device_eval_batch_size, args.world_size, args.process_index
         )
+        collator: Any = self.data_collator
+        if without_memory:
+            config: Any = self.accelerator.unwrap_model(self.model).config
+            collator = WithoutMemory(collator, config.memory_token_id)
         loader = DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),  # drawing from the global one would move training's
         )

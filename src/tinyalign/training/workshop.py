@@ -19,6 +19,7 @@ from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import Compressor
 from tinyalign.model.packed import disable_packing, enable_packing
 from tinyalign.model.vision import VisionEncoder
+from tinyalign.training.adapters import check_installed, merge_adapters, save_adapter
 from tinyalign.training.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.cache_choice import choose_source
 from tinyalign.training.callbacks import EvaluateAt, Tell
@@ -76,6 +77,7 @@ class Workshop:
         self.recipe, self.folder, self.stage = recipe, folder, stage
         self.args: StageArgs = getattr(recipe, stage)
         self.device = join(choose_device(recipe.device))
+        check_installed(self.args)
         set_seed(recipe.seed)
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
@@ -102,6 +104,7 @@ class Workshop:
                 "or name a run in start_from"
             ) from None
         logger.info("finetune: starts from %s", found)
+        self.start = found
         return load_model(found, self.recipe, self.device)
 
     def _use_bank(self, bank: MemoryBank) -> None:
@@ -223,12 +226,13 @@ class Workshop:
         held_out = self.dataset(eval_source, held_out=True) if eval_source is not None else None
         # Asked before training: a tower that FSDP has shared out could not tell any more.
         logger.info("features: %d x %d an image", *self.features.row_shape)
-        report = freeze(self.model, self.args)
+        report = freeze(self.model, self.args, self.recipe.seed)
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
         self._train(trainer, 0 if isinstance(dataset, StreamDataset) else len(dataset))
-        losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+        kept_step = trainer.keep_weights()
+        kept = trainer.evaluation_at(kept_step)
         result = StageResult(
             stage=self.stage,
             steps=trainer.state.global_step,
@@ -236,8 +240,11 @@ class Workshop:
             supervised_tokens=log.supervised_tokens,
             seconds=round(log.seconds, 1),
             trained_parameters=report.trained,
-            eval_loss=losses[-1] if losses else None,
+            eval_loss=kept.get("eval_loss"),
             fingerprint=fingerprint(self.recipe, self.stage),
+            eval_loss_without_memory=kept.get("eval_loss_without_memory"),
+            kept_step=kept_step,
+            stopped_early=trainer.early_stopping is not None and trainer.early_stopping.stopped,
         )
         model = whole_model(trainer, self.model)
         if model is not None:
@@ -295,10 +302,11 @@ class Workshop:
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         if self.args.save_fractions:
-            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            if sharded or self.args.adapts:
                 raise ConfigError(
-                    f"{self.stage}.save_fractions: weights that are shared out between processes "
-                    "cannot be saved part way; leave it out, or train with DDP"
+                    f"{self.stage}.save_fractions: weights that are shared out between processes, "
+                    "and adapters, cannot be saved part way; leave it out"
                 )
             shares, dtype = self.args.save_fractions, self.recipe.model.dtype
             trainer.add_callback(SaveModelAt(shares, folder, self.processor, dtype))
@@ -317,5 +325,8 @@ class Workshop:
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2), encoding="utf-8")
         if skipped:
             logger.warning("data: %d samples left out, listed in skipped.json", len(skipped))
+        if self.args.adapts:
+            save_adapter(model, self.args, self.folder.adapter(self.stage), str(self.start))
+            merge_adapters(model)
         cast_trained(model, self.recipe.model.dtype)
         save_model(model, self.processor, self.folder.stage_model(self.stage))
