@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from contenders.pairs import PAIRS, STAGES
+from contenders.pairs import PAIRS, STAGES, Task
 from contenders.report import report
 
 HERE = Path(__file__).resolve().parent
@@ -87,24 +87,29 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     from contenders.clock import StepClock
 
     clock = StepClock(args.warmup, args.steps)
-    pair, where = PAIRS[cell.pair], (args.work, cell.stage)
+    task = task_of(cell.pair, cell.stage, cell.k, args)
     if cell.contender == OURS:
         from contenders import ours
 
-        more = ours.run(clock, pair, *where, cell.k, args.batch_size, cell.without)
+        more = ours.run(clock, task, cell.without)
     elif cell.contender == "padded":
         from contenders import padded
 
-        more = padded.run(clock, pair, *where, cell.k, args.batch_size)
+        more = padded.run(clock, task)
     elif cell.contender == "release":
         from contenders import release
 
-        more = release.run(clock, pair, *where, cell.k, args.batch_size, cell.entries)
+        more = release.run(clock, task, cell.entries)
     else:
         from contenders import nanovlm
 
-        more = nanovlm.run(clock, pair, *where, args.nanovlm, args.nanovlm_length)
+        more = nanovlm.run(clock, task, args.nanovlm, args.nanovlm_length)
     return {**clock.summary(), **more}
+
+
+def task_of(pair: str, stage: str, k: int, args: argparse.Namespace) -> Task:
+    """What the contender is given."""
+    return Task(PAIRS[pair], stage, k, args.work, args.batch_size, args.samples)
 
 
 def in_child(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any] | None:
@@ -112,7 +117,14 @@ def in_child(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any] | 
     out, log = args.work / "job.json", args.work / "job.log"
     out.unlink(missing_ok=True)
     shared = ["--steps", args.steps, "--warmup", args.warmup, "--batch-size", args.batch_size]
-    shared += ["--work", args.work, "--nanovlm-length", args.nanovlm_length]
+    shared += [
+        "--work",
+        args.work,
+        "--nanovlm-length",
+        args.nanovlm_length,
+        "--samples",
+        args.samples,
+    ]
     shared += ["--nanovlm", args.nanovlm] if args.nanovlm else []
     command = [sys.executable, __file__, "job", "--job", json.dumps(job), *map(str, shared)]
     threads = {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -133,7 +145,7 @@ def job(args: argparse.Namespace) -> None:
     if "prepare" in wanted:
         from contenders.preparing import prepare
 
-        found = prepare(PAIRS[wanted["prepare"]], args.work, args.batch_size, KS)
+        found = prepare(task_of(wanted["prepare"], STAGES[0], 0, args), KS)
     else:
         found = measure(Cell(**wanted), args)
     (args.work / "job.json").write_text(json.dumps(found))
@@ -177,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
 
 def prepared(pair: str, args: argparse.Namespace) -> dict[str, Any]:
     """Caches, banks and tables of a pair, made now or (with --reuse) before."""
-    path = args.work / f"prepared-{pair}-{args.batch_size}.json"
+    path = args.work / f"prepared-{pair}-{args.samples}-{args.batch_size}.json"
     if path.is_file():
         return json.loads(path.read_text())
     started = time.perf_counter()
@@ -197,6 +209,7 @@ def this_machine(args: argparse.Namespace) -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     settings = {"steps": args.steps, "warmup": args.warmup, "batch_size": args.batch_size}
+    settings["samples"] = args.samples
     load = round(os.getloadavg()[0], 1)
     return {
         **machine(), "threads": args.threads, "gpu": gpu, "load_average": load, **settings,
@@ -228,6 +241,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="steps before these")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=2000, help="photos of Flickr8k")
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--nanovlm", type=Path, help="a checkout of huggingface/nanoVLM")

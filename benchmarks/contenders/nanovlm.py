@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from contenders.clock import Enough, StepClock
-from contenders.pairs import PROMPT, RATES, Pair, language, order, samples
+from contenders.pairs import PROMPT, RATES, Task
 
-LENGTH, ROWS = 1024, 2  # tokens a packed row; rows a step is nanoVLM's own default
+ROWS = 2  # packed rows a step, nanoVLM's own default
 WORKERS = 3  # nanoVLM's own
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
@@ -26,24 +26,22 @@ PLAIN = (
 )
 
 
-def run(
-    clock: StepClock, pair: Pair, work: Path, stage: str, path: Path, length: int = LENGTH
-) -> dict[str, Any]:
+def run(clock: StepClock, task: Task, path: Path, length: int) -> dict[str, Any]:
     """Time a stage with the code in `path`."""
     from contenders.nanovlm_imports import stand_in
 
     stand_in()
     sys.path.insert(0, str(path))
     nano = importlib.import_module("train")
-    config = settings(nano.config.VLMConfig, pair, work, stage, length)
+    config = settings(nano.config.VLMConfig, task, length)
     tokenizer = fixed_tokenizer(config)
-    model = new_model(nano, config, pair, work)
-    nano.get_dataloaders = partial(loaders, clock=clock, tokenizer=tokenizer, stage=stage)
+    model = new_model(nano, config, task)
+    nano.get_dataloaders = partial(loaders, clock=clock, tokenizer=tokenizer, task=task)
     nano.VisionLanguageModel = lambda *args, **named: model
     trained = nano.config.TrainConfig(
         lr_mp=RATES["pretrain"],
         lr_vision_backbone=0,
-        lr_language_backbone=RATES[stage] if stage == "finetune" else 0,
+        lr_language_backbone=RATES[task.stage] if task.stage == "finetune" else 0,
         batch_size=ROWS,
         gradient_accumulation_steps=1,
         eval_in_epochs=False,
@@ -54,17 +52,17 @@ def run(
     return {"trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
-def settings(cls: Any, pair: Pair, work: Path, stage: str, length: int) -> Any:
+def settings(cls: Any, task: Task, length: int) -> Any:
     """Its config with the pair's sizes and the stage's template."""
     config = cls(
         vit_hidden_dim=768, vit_inter_dim=3072, vit_img_size=224,
         lm_hidden_dim=576, lm_inter_dim=1536, lm_n_heads=9, lm_n_kv_heads=3, lm_n_blocks=30,
-        lm_max_length=length, lm_tokenizer=language(work), mp_pixel_shuffle_factor=2,
+        lm_max_length=length, lm_tokenizer=task.language, mp_pixel_shuffle_factor=2,
         mp_image_token_length=49, max_img_size=224, vlm_load_backbone_weights=False,
     )  # fmt: skip
-    if stage == "pretrain":
+    if task.stage == "pretrain":
         config.lm_chat_template = PLAIN
-    if pair.name == "efficientnet":
+    if task.pair.name == "efficientnet":
         config.vit_img_size = config.max_img_size = 260
         config.mp_image_token_length = 81
     return config
@@ -85,21 +83,21 @@ def fixed_tokenizer(config: Any) -> Any:
     return tokenizer
 
 
-def new_model(nano: Any, config: Any, pair: Pair, work: Path) -> Any:
+def new_model(nano: Any, config: Any, task: Task) -> Any:
     """Its model with SmolLM2's weights; for the other pair, that tower and connector in it."""
     import torch
 
     torch.manual_seed(0)
     model = nano.VisionLanguageModel(config, load_backbone=False)
-    load_language(model.decoder, work)
-    if pair.name == "efficientnet":
+    load_language(model.decoder, Path(task.language))
+    if task.pair.name == "efficientnet":
         from contenders.nanovlm_tower import connector, tower
 
-        model.vision_encoder, model.MP = tower(pair), connector(config)
+        model.vision_encoder, model.MP = tower(task.pair), connector(config)
     return model
 
 
-def load_language(decoder: Any, work: Path) -> None:
+def load_language(decoder: Any, folder: Path) -> None:
     """SmolLM2's weights under nanoVLM's names; rows of its extra tokens stay as drawn."""
     import torch
     from safetensors.torch import load_file
@@ -114,21 +112,21 @@ def load_language(decoder: Any, work: Path) -> None:
         ("post_attention_layernorm", "norm2"),
     )
     own = decoder.state_dict()
-    for name, tensor in load_file(Path(language(work)) / "model.safetensors").items():
+    for name, tensor in load_file(folder / "model.safetensors").items():
         for theirs, here in names:
             name = name.replace(theirs, here)
         with torch.no_grad():
             own[name][: len(tensor)].copy_(tensor)
 
 
-def loaders(train_config: Any, config: Any, clock: StepClock, tokenizer: Any, stage: str) -> Any:
+def loaders(train_config: Any, config: Any, clock: StepClock, tokenizer: Any, task: Task) -> Any:
     """In the place of its `get_dataloaders`: its dataset, packing, collator and workers."""
     import torch
 
     advanced = importlib.import_module("data.advanced_datasets")
     processors = importlib.import_module("data.processors")
     dataset = importlib.import_module("data.datasets").VQADataset(
-        Photos(stage),
+        Photos(task),
         tokenizer,
         processors.get_image_processor(
             config.max_img_size, config.vit_img_size, config.resize_to_max_side_len
@@ -159,9 +157,9 @@ def loaders(train_config: Any, config: Any, clock: StepClock, tokenizer: Any, st
 class Photos:
     """Our samples as rows of nanoVLM's data: {"images": [PIL], "texts": [{user, assistant}]}."""
 
-    def __init__(self, stage: str) -> None:
-        self.samples, self.order = samples(stage), order()
-        self.prompt = PROMPT if stage == "finetune" else ""
+    def __init__(self, task: Task) -> None:
+        self.samples, self.order = task.samples(), task.order()
+        self.prompt = PROMPT if task.stage == "finetune" else ""
 
     def __len__(self) -> int:
         return len(self.order)

@@ -5,33 +5,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from contenders.clock import Enough, StepClock
-from contenders.pairs import RECIPE, Pair, recipe_settings
+from contenders.pairs import RECIPE, Task
 
 
-def run(
-    clock: StepClock,
-    pair: Pair,
-    work: Path,
-    stage: str,
-    k: int,
-    batch_size: int,
-    without: str | None = None,
-) -> dict[str, Any]:
+def run(clock: StepClock, task: Task, without: str | None = None) -> dict[str, Any]:
     """Time a stage; `without` names an optimisation of `ablations` to leave out."""
     from tinyalign.training.recipe_files import load_recipe
     from tinyalign.training.run import train
 
-    output = work / f"run-{pair.name}-{stage}-k{k}"
-    settings = recipe_settings(pair, work, stage, k, batch_size)
+    stage, settings = task.stage, task.recipe_settings()
+    output = task.work / "run"
     settings |= {"output": str(output), f"{stage}.max_steps": clock.warmup + clock.timed + 1}
     if without is not None:
         from contenders.ablations import ABLATIONS
 
         settings |= ABLATIONS[without].leave_out(stage)
+    shutil.rmtree(output, ignore_errors=True)
     with watch(clock) as found, suppress(Enough):
         train(load_recipe(RECIPE, settings), stage, resume=False)
     shutil.rmtree(output, ignore_errors=True)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from contenders.clock import Enough, StepClock
-from contenders.pairs import RATES, TEMPLATES, Pair, language, order, samples
+from contenders.pairs import RATES, TEMPLATES, Task
 
 WORKERS = 4
 Batch = dict[str, Any]
@@ -23,23 +22,17 @@ Extra = Callable[[Any, Batch], Batch]
 
 
 def run(
-    clock: StepClock,
-    pair: Pair,
-    work: Path,
-    stage: str,
-    k: int,
-    batch_size: int,
-    extra: Callable[[Any], Extra] | None = None,
+    clock: StepClock, task: Task, extra: Callable[[Any], Extra] | None = None
 ) -> dict[str, Any]:
     """Time a stage. extra: given the model, makes what adds inputs to a step (see `release`)."""
     import torch
 
-    model, processor = new_model(pair, work, stage, k)
+    model, processor = new_model(task)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     add = extra(model) if extra is not None else None
-    optimizer = torch.optim.AdamW(trained, lr=RATES[stage], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=RATES[task.stage], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(warmup=4, steps=125))
-    batches = endless(loader(processor, stage, batch_size))
+    batches = endless(loader(processor, task))
     model.train()
     model.model.vision_tower.eval()
     with suppress(Enough):
@@ -47,23 +40,24 @@ def run(
             clock.ask()
             batch = next(batches)
             clock.give(*counts(batch))
-            step(model, batch, add, optimizer, schedule, trained, autocast=stage == "finetune")
+            step(model, batch, add, optimizer, schedule, trained, autocast=task.stage == "finetune")
     return {"trained": sum(parameter.numel() for parameter in trained)}
 
 
-def new_model(pair: Pair, work: Path, stage: str, k: int) -> tuple[Any, Any]:
+def new_model(task: Task) -> tuple[Any, Any]:
     """Model and processor; connectors, and in stage 2 the LLM, trained in float32."""
     import torch
 
     from tinyalign.model.build import build_model
 
     model, processor = build_model(
-        pair.tower(work), language(work), k=k, dtype=torch.bfloat16,
-        connector=pair.connector, connector_args=pair.connector_args, template=TEMPLATES[stage],
+        task.tower, task.language, k=task.k, dtype=torch.bfloat16,
+        connector=task.pair.connector, connector_args=task.pair.connector_args,
+        template=TEMPLATES[task.stage],
     )  # fmt: skip
     model.requires_grad_(False)
     parts = [model.model.multi_modal_projector, model.model.memory_connector]
-    if stage == "finetune":
+    if task.stage == "finetune":
         parts += [model.model.language_model, model.lm_head]
     for part in parts:
         if part is not None:
@@ -102,14 +96,14 @@ def cosine(warmup: int, steps: int) -> Callable[[int], float]:
     return share
 
 
-def loader(processor: Any, stage: str, batch_size: int) -> Any:
+def loader(processor: Any, task: Task) -> Any:
     """Decodes, tokenises and pads in workers."""
     import torch
 
     from tinyalign.data.chat import encode
     from tinyalign.data.images import load_image
 
-    found, sequence = samples(stage), order()
+    found, sequence = task.samples(), task.order()
 
     class Pairs(torch.utils.data.Dataset):
         def __len__(self) -> int:
@@ -129,7 +123,7 @@ def loader(processor: Any, stage: str, batch_size: int) -> Any:
 
     return torch.utils.data.DataLoader(
         Pairs(),
-        batch_size=batch_size,
+        batch_size=task.batch_size,
         num_workers=min(WORKERS, torch.get_num_threads()),
         collate_fn=lambda items: padded(items, processor.tokenizer.pad_token_id),
         pin_memory=torch.cuda.is_available(),

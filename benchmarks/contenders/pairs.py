@@ -9,7 +9,6 @@ from typing import Any
 RECIPE = "smollm2-135m-efficientnet-flickr8k"
 PHOTOS = "../shared/data/flickr8k/train.parquet"
 PROMPT = "Describe the photo."
-SAMPLES = 2000
 SEED = 0
 STAGES = ("pretrain", "finetune")
 TEMPLATES = {"pretrain": "plain", "finetune": "chatml"}
@@ -26,11 +25,6 @@ class Pair:
     """A packaged name, or a folder inside the work folder."""
     connector: str
     connector_args: dict[str, Any]
-
-    def tower(self, work: Path) -> str:
-        """What `load_vision` takes."""
-        folder = work / self.vision
-        return str(folder) if folder.is_dir() else self.vision
 
 
 PAIRS = {
@@ -54,71 +48,87 @@ PAIRS = {
 }
 
 
-def language(work: Path) -> str:
-    """The unpacked LLM's folder."""
-    return str(work / "smollm2-135m")
+@dataclass(frozen=True)
+class Task:
+    """What every contender is given: a pair, a stage, and how much of it."""
 
+    pair: Pair
+    stage: str
+    k: int
+    work: Path
+    """Folder of weights, caches and runs."""
+    batch_size: int
+    n_samples: int
 
-def source(stage: str) -> dict[str, Any]:
-    """The 2,000 photos, each with its first caption; as an answer to a prompt in stage 2."""
-    settings = {"path": PHOTOS, "captions": "first", "limit": SAMPLES}
-    return settings if stage == "pretrain" else {**settings, "prompt": PROMPT}
+    @property
+    def tower(self) -> str:
+        """What `load_vision` takes."""
+        folder = self.work / self.pair.vision
+        return str(folder) if folder.is_dir() else self.pair.vision
 
+    @property
+    def language(self) -> str:
+        """The unpacked LLM's folder."""
+        return str(self.work / "smollm2-135m")
 
-def recipe_settings(pair: Pair, work: Path, stage: str, k: int, batch_size: int) -> dict[str, Any]:
-    """What differs from the shipped recipe: pair, data, the paper's form of memory, no stops.
+    @property
+    def stage_1_folder(self) -> Path:
+        """A run of stage 1, one step long, for stage 2 to start from."""
+        return self.work / f"start-{self.pair.name}-k{self.k}"
 
-    The Perceiver gets 20 steps: what it knows has no part in how long a step takes.
-    """
-    settings = {
-        "model.vision": pair.tower(work),
-        "model.language": language(work),
-        "model.connector": pair.connector,
-        "model.connector_args": pair.connector_args,
-        "model.compile": "on",
-        "data.pretrain": source("pretrain"),
-        "data.pretrain_eval": None,
-        "data.cache_folder": str(work / "cache"),
-        "memory.k": k,
-        "memory.fusion": "width",
-        "memory.fusion_args": {},
-        "memory.latents_used": 32,
-        "memory.linear_skip": False,
-        "memory.key": "pooled",
-        "memory.captions": None,
-        "memory.drop_probability": 0.0,
-        "memory.compress.min_steps": 0,
-        "memory.compress.max_steps": 20,
-        "pretrain.batch_size": batch_size,
-        "pretrain.checkpoint_steps": None,
-        "seed": SEED,
-    }
-    if stage == "finetune":
-        settings |= {
-            "data.finetune": source("finetune"),
-            "finetune.batch_size": batch_size,
+    def source(self, stage: str) -> dict[str, Any]:
+        """The photos, each with its first caption; as an answer to a prompt in stage 2."""
+        settings = {"path": PHOTOS, "captions": "first", "limit": self.n_samples}
+        return settings if stage == "pretrain" else {**settings, "prompt": PROMPT}
+
+    def samples(self) -> Any:
+        """The shared samples, in the order of the file."""
+        from tinyalign.data.readers import open_dataset
+
+        return open_dataset(**self.source(self.stage))
+
+    def order(self) -> list[int]:
+        """The order in which every contender sees the samples."""
+        from tinyalign.training.trainer import SeededOrder
+
+        return list(SeededOrder(self.n_samples, SEED))
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """What differs from the shipped recipe: pair, data, the paper's form of memory, no stops.
+
+        The Perceiver gets 20 steps: what it knows has no part in how long a step takes.
+        """
+        settings = {
+            "model.vision": self.tower,
+            "model.language": self.language,
+            "model.connector": self.pair.connector,
+            "model.connector_args": self.pair.connector_args,
+            "model.compile": "on",
+            "data.pretrain": self.source("pretrain"),
+            "data.pretrain_eval": None,
+            "data.cache_folder": str(self.work / "cache"),
+            "memory.k": self.k,
+            "memory.fusion": "width",
+            "memory.fusion_args": {},
+            "memory.latents_used": 32,
+            "memory.linear_skip": False,
+            "memory.key": "pooled",
+            "memory.captions": None,
+            "memory.drop_probability": 0.0,
+            "memory.compress.min_steps": 0,
+            "memory.compress.max_steps": 20,
+            "pretrain.batch_size": self.batch_size,
+            "pretrain.checkpoint_steps": None,
+            "seed": SEED,
+        }
+        return settings | (self._finetune_settings() if self.stage == "finetune" else {})
+
+    def _finetune_settings(self) -> dict[str, Any]:
+        return {
+            "data.finetune": self.source("finetune"),
+            "finetune.batch_size": self.batch_size,
             "finetune.learning_rate": RATES["finetune"],
             "finetune.template": TEMPLATES["finetune"],
             "finetune.checkpoint_steps": None,
-            "start_from": str(stage_1_folder(pair, work, k)),
+            "start_from": str(self.stage_1_folder),
         }
-    return settings
-
-
-def stage_1_folder(pair: Pair, work: Path, k: int) -> Path:
-    """A run of stage 1, one step long, for stage 2 to start from."""
-    return work / f"start-{pair.name}-k{k}"
-
-
-def samples(stage: str) -> Any:
-    """The shared samples, in the order of the file."""
-    from tinyalign.data.readers import open_dataset
-
-    return open_dataset(**source(stage))
-
-
-def order() -> list[int]:
-    """The order in which every contender sees the samples."""
-    from tinyalign.training.trainer import SeededOrder
-
-    return list(SeededOrder(SAMPLES, SEED))

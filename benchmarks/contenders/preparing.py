@@ -5,40 +5,41 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from contenders.clock import StepClock
 from contenders.ours import watch
-from contenders.pairs import RECIPE, STAGES, Pair, language, recipe_settings, stage_1_folder
+from contenders.pairs import RECIPE, STAGES, Task
 
 CLOCKED = 1_000_000  # never reached: the stage runs to its end
 
 
-def prepare(pair: Pair, work: Path, batch_size: int, ks: tuple[int, ...]) -> dict[str, Any]:
+def prepare(task: Task, ks: tuple[int, ...]) -> dict[str, Any]:
     """One step of every stage and k, from nothing to warm caches.
 
     Returns for "STAGE k=K": seconds from the start of `train()` to the first step, and that step's
     FLOPs and tokens, forward and backward.
     """
-    write_language(work)
-    if pair.vision.startswith("siglip"):
-        write_siglip(work / pair.vision)
+    write_language(Path(task.language))
+    if task.pair.vision.startswith("siglip"):
+        write_siglip(task.work / task.pair.vision)
     found: dict[str, Any] = {}
     for stage in STAGES:
         for k in ks:
-            found[f"{stage} k={k}"] = one_step(pair, work, stage, k, batch_size)
+            found[f"{stage} k={k}"] = one_step(replace(task, stage=stage, k=k))
     return found
 
 
-def one_step(pair: Pair, work: Path, stage: str, k: int, batch_size: int) -> dict[str, Any]:
+def one_step(task: Task) -> dict[str, Any]:
     """Run one step of a stage, uncompiled, and count what it computes."""
     from tinyalign.training.recipe_files import load_recipe
     from tinyalign.training.run import train
 
-    output = stage_1_folder(pair, work, k) if stage == "pretrain" else work / "prepare"
+    stage, settings = task.stage, task.recipe_settings()
+    output = task.stage_1_folder if stage == "pretrain" else task.work / "run"
     shutil.rmtree(output, ignore_errors=True)
-    settings = recipe_settings(pair, work, stage, k, batch_size)
     settings |= {"output": str(output), f"{stage}.max_steps": 1, "model.compile": "off"}
     clock = StepClock(warmup=CLOCKED, steps=0)
     with counting_flops() as flops, watch(clock):
@@ -75,13 +76,12 @@ def counting_flops() -> Iterator[list[int]]:
         TinyAlignTrainer.training_step = plain  # type: ignore[method-assign]
 
 
-def write_language(work: Path) -> None:
+def write_language(folder: Path) -> None:
     """SmolLM2 unpacked once, in bfloat16: all contenders read the same file."""
     import torch
 
     from tinyalign.model.language import load_language
 
-    folder = Path(language(work))
     if not (folder / "tokenizer.json").is_file():
         model, tokenizer = load_language("smollm2-135m", torch.bfloat16)
         model.save_pretrained(folder)

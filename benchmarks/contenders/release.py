@@ -15,23 +15,21 @@ from typing import Any
 
 from contenders import padded
 from contenders.clock import StepClock
-from contenders.pairs import Pair
+from contenders.pairs import Task
 
 ALPHA = 0.4
 
 
-def run(
-    clock: StepClock, pair: Pair, work: Path, stage: str, k: int, batch_size: int, entries: int
-) -> dict[str, Any]:
+def run(clock: StepClock, task: Task, entries: int) -> dict[str, Any]:
     """Time a stage with a bank of `entries` entries."""
-    path = work / f"pickled-{entries}.pt"
+    path = task.work / f"pickled-{entries}.pt"
     if not path.is_file():
         write_bank(path, entries)
 
     def retrieval(model: Any) -> Any:
-        return Retrieval(path, model.config.text_width, k)
+        return Retrieval(path, model.config.text_width, task.k)
 
-    return padded.run(clock, pair, work, stage, k, batch_size, retrieval)
+    return padded.run(clock, task, retrieval)
 
 
 def write_bank(path: Path, entries: int) -> None:
