@@ -28,11 +28,7 @@ PLAIN = (
 
 def run(clock: StepClock, task: Task, path: Path, length: int) -> dict[str, Any]:
     """Time a stage with the code in `path`."""
-    from contenders.nanovlm_imports import stand_in
-
-    stand_in()
-    sys.path.insert(0, str(path))
-    nano = importlib.import_module("train")
+    nano = code(path)
     config = settings(nano.config.VLMConfig, task, length)
     tokenizer = fixed_tokenizer(config)
     model = new_model(nano, config, task)
@@ -50,6 +46,20 @@ def run(clock: StepClock, task: Task, path: Path, length: int) -> dict[str, Any]
     with suppress(Enough):
         nano.train(trained, config)
     return {"trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+
+
+def code(path: Path) -> Any:
+    """Its module `train`, from a checkout; the others are imported with it."""
+    import datasets  # noqa: F401  (both ask on import whether torchvision is there)
+    from transformers import AutoTokenizer  # noqa: F401
+
+    from contenders.nanovlm_imports import stand_ins
+
+    if not (path / "train.py").is_file():
+        raise SystemExit(f"{path}: no train.py; --nanovlm is a checkout of huggingface/nanoVLM")
+    sys.path.insert(0, str(path))
+    with stand_ins():
+        return importlib.import_module("train")
 
 
 def settings(cls: Any, task: Task, length: int) -> Any:

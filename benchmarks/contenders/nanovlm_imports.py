@@ -8,32 +8,48 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from types import ModuleType
 from typing import Any
 
 
-def stand_in() -> None:
-    """Put a stand-in for each missing package into sys.modules."""
-    if _missing("wandb"):
-        sys.modules["wandb"] = ModuleType("wandb")
-    if _missing("einops"):
-        sys.modules["einops"] = _module("einops", rearrange=tiles)
-    if _missing("torchvision"):
-        functional = _module(
-            "torchvision.transforms.functional", resize=resize, InterpolationMode=InterpolationMode
-        )
-        transforms = _module(
-            "torchvision.transforms", Compose=Compose, ToTensor=ToTensor, functional=functional
-        )
-        sys.modules["torchvision.transforms.functional"] = functional
-        sys.modules["torchvision.transforms"] = transforms
-        sys.modules["torchvision"] = _module("torchvision", transforms=transforms)
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """A stand-in for each missing package while nanoVLM is imported, and no longer: others ask
+    whether these packages are there."""
+    made = {
+        name: module
+        for package, modules in _modules().items()
+        if importlib.util.find_spec(package) is None
+        for name, module in modules.items()
+    }
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            sys.modules.pop(name)
 
 
-def _missing(name: str) -> bool:
-    return importlib.util.find_spec(name) is None
+def _modules() -> dict[str, dict[str, ModuleType]]:
+    """Package -> its modules."""
+    functional = _module(
+        "torchvision.transforms.functional", resize=resize, InterpolationMode=InterpolationMode
+    )
+    transforms = _module(
+        "torchvision.transforms", Compose=Compose, ToTensor=ToTensor, functional=functional
+    )
+    return {
+        "wandb": {"wandb": _module("wandb")},
+        "einops": {"einops": _module("einops", rearrange=tiles)},
+        "torchvision": {
+            "torchvision": _module("torchvision", transforms=transforms),
+            "torchvision.transforms": transforms,
+            "torchvision.transforms.functional": functional,
+        },
+    }
 
 
 def _module(name: str, **members: Any) -> ModuleType:
