@@ -1,0 +1,121 @@
+"""Our own optimisations, each left out alone: a setting where there is one, else its plain form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One optimisation to leave out of stage `stage` with `k` memories."""
+
+    title: str
+    stage: str = "pretrain"
+    k: int = 0
+    setting: str = ""
+    """Dotted name; "STAGE" stands for the stage's own settings."""
+    value: Any = None
+    patch: Callable[[], None] | None = None
+    """Puts the plain form in the place of ours, where no setting does."""
+
+    def leave_out(self, stage: str) -> dict[str, Any]:
+        """The settings to add; patches this process where a setting does not do."""
+        if self.patch is not None:
+            self.patch()
+        return {self.setting.replace("STAGE", stage): self.value} if self.setting else {}
+
+    @property
+    def available(self) -> bool:
+        """Whether this version has the setting."""
+        from tinyalign.training.recipe import DataArgs, MemoryArgs, ModelArgs
+        from tinyalign.training.stage_args import StageArgs
+
+        if not self.setting:
+            return True
+        owner, name = self.setting.split(".")
+        known = {"data": DataArgs, "model": ModelArgs, "memory": MemoryArgs, "STAGE": StageArgs}
+        return name in {field.name for field in fields(known[owner])}
+
+
+def _full_logits() -> None:
+    from tinyalign.training.trainer import TinyAlignTrainer
+
+    plain = TinyAlignTrainer._for_forward
+
+    def every_position(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**plain(trainer, inputs), "supervised_only": False}
+
+    TinyAlignTrainer._for_forward = every_position  # type: ignore[method-assign]
+
+
+def _unfused_adamw() -> None:
+    from tinyalign.training import workshop
+
+    plain = workshop.training_arguments
+
+    def unfused(*args: Any, **named: Any) -> Any:
+        arguments = plain(*args, **named)
+        arguments.optim = "adamw_torch"
+        return arguments
+
+    workshop.training_arguments = unfused
+
+
+def _search_every_step() -> None:
+    """Query key and exact search for every sample when its item is made, as if live."""
+    from tinyalign.memory.compressor import Compressor
+    from tinyalign.memory.index import KeyIndex
+    from tinyalign.training import workshop
+    from tinyalign.training.dataset import Neighbours
+
+    plain = workshop.Workshop._neighbours
+
+    class Searched(Neighbours):
+        """Rows found anew; the table says only what is excluded."""
+
+        def item(self, index: int) -> dict[str, Any]:
+            features, samples = self.features, self.samples  # type: ignore[attr-defined]
+            query = self.compressor.keys(  # type: ignore[attr-defined]
+                features.batch([index]), [samples[index].instruction], None
+            )
+            rows, scores = self.index.topk(  # type: ignore[attr-defined]
+                query, self.k, [self.table.excluded[index]]
+            )
+            return {
+                "memory_values": self.bank.gather(rows[0]),
+                "memory_mask": rows[0] >= 0,
+                "memory_scores": scores[0],
+            }
+
+    def searching(shop: Any, samples: Any, features: Any, *args: Any, **named: Any) -> Any:
+        found = plain(shop, samples, features, *args, **named)
+        live = Searched(found.bank, found.table, found.k)
+        extra = {
+            "features": features,
+            "samples": samples,
+            "compressor": Compressor.load(found.bank.compressor_folder),
+            "index": KeyIndex(found.bank),
+        }
+        for name, value in extra.items():
+            object.__setattr__(live, name, value)  # it is frozen
+        return live
+
+    workshop.Workshop._neighbours = searching  # type: ignore[method-assign]
+
+
+ABLATIONS = {
+    "features": Ablation(
+        "cached vision features (tower at every step)", setting="data.cache", value="none"
+    ),
+    "tokens": Ablation("cached token ids", setting="data.cache_tokens", value=False),
+    "packing": Ablation("packing", setting="STAGE.packing", value=False),
+    "logits": Ablation("logits at supervised positions only", patch=_full_logits),
+    "compile": Ablation("compiled layers", setting="model.compile", value="off"),
+    "attention": Ablation(
+        "eager attention on a CPU", setting="model.attn_implementation", value="sdpa"
+    ),
+    "adamw": Ablation("fused AdamW (stage 2)", stage="finetune", patch=_unfused_adamw),
+    "table": Ablation("neighbour table (search every step)", k=5, patch=_search_every_step),
+}
