@@ -187,7 +187,7 @@ class Holder(torch.nn.Module):
         (GPT2, "sdpa", "segments"),
         (Gemma2Config(**SMALL, sliding_window=4), "eager", "segments"),
         (MistralConfig(**SMALL, sliding_window=2), "sdpa", "segments"),
-        (MistralConfig(**SMALL), "flex_attention", "positions"),
+        pytest.param(MistralConfig(**SMALL), "flex_attention", "positions", marks=pytest.mark.slow),
         (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "eager", None),
     ],
     ids=["gpt2", "gemma2", "mistral", "flex", "mamba"],

@@ -30,6 +30,7 @@ def run(recipe: Recipe, name: str, **settings) -> list[dict]:
     return [{k: v for k, v in json.loads(x).items() if k in EXACT} for x in lines]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_no_bit_of_the_run(recipe: Recipe, monkeypatch) -> None:
     memory = replace(recipe.memory, drop_probability=0.5)  # draws random numbers
     recipe = replace(recipe, memory=memory)

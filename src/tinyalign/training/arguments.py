@@ -35,7 +35,7 @@ def plan_split(args: StageArgs, layout: Layout, dataset: TrainingDataset, seed: 
     steps = math.ceil(len(dataset) / args.batch_size)
     epochs = args.epochs if args.max_steps is None else args.max_steps / steps
     order = SeededOrder(len(dataset), seed)
-    needed = accumulation_for(order, dataset.lengths, split, math.ceil(epochs))
+    needed = accumulation_for(order, dataset.lengths.tolist(), split, math.ceil(epochs))
     return replace(split, accumulation=needed)
 
 

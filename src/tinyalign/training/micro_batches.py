@@ -122,7 +122,7 @@ class MicroBatches(Sampler[list[Place]]):
         return min(split.accumulation, math.ceil(samples / (group * split.processes)))
 
     def _groups(self, positions: list[int]) -> Groups:
-        lengths = [int(self.lengths[position]) for position in positions]
+        lengths = [self.lengths[position] for position in positions]
         n_groups = self._accumulation(len(positions)) * self.split.processes
         return plan_step(lengths, n_groups, self.split.layout, self.split.budget)
 
@@ -132,7 +132,7 @@ class MicroBatches(Sampler[list[Place]]):
         return [Place(slot, positions[slot]) for slot in group]
 
     def _cost(self, positions: list[int]) -> int:
-        return cost([int(self.lengths[position]) for position in positions], self.split.layout)
+        return cost([self.lengths[position] for position in positions], self.split.layout)
 
 
 def steps_of(order: SeededOrder, batch_size: int) -> Iterator[list[int]]:
@@ -150,7 +150,7 @@ def accumulation_for(order: SeededOrder, lengths: Sequence[int], split: Split, e
     for epoch in range(epochs):
         order.set_epoch(epoch)
         for positions in steps_of(order, split.batch_size):
-            step = [int(lengths[position]) for position in positions]
+            step = [lengths[position] for position in positions]
             needed = max(needed, groups_needed(step, split.layout, split.budget))
     return math.ceil(needed / split.processes)
 

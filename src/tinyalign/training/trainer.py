@@ -151,7 +151,8 @@ class TinyAlignTrainer(Trainer):
         dataset: Any = self.train_dataset
         assert self.split is not None
         order = self._get_train_sampler()
-        return MicroBatches(order, dataset.lengths, self.split, self.args.process_index)
+        lengths = dataset.lengths.tolist()
+        return MicroBatches(order, lengths, self.split, self.args.process_index)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches as planned; a stream, whose lengths nobody knows, as it comes."""
