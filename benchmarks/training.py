@@ -68,14 +68,14 @@ def contenders(pair: str, stage: str, nanovlm: bool) -> list[Cell]:
     return cells + [Cell("release", pair, stage, KS[-1], entries) for entries in banks]
 
 
-def ablations(pair: str) -> list[Cell]:
-    """Ours with one optimisation left out; those this version has."""
+def ablations(pair: str, stages: list[str]) -> list[Cell]:
+    """Ours with one optimisation left out; those this version has, in the stages that are run."""
     from contenders.ablations import ABLATIONS
 
     return [
         Cell(OURS, pair, one.stage, one.k, without=name)
         for name, one in ABLATIONS.items()
-        if one.available
+        if one.available and one.stage in stages
     ]
 
 
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
         for pair in args.pairs
         for cell in contenders(pair, stage, args.nanovlm is not None)
     ]
-    cells += [] if args.no_ablations else ablations(args.pairs[0])
+    cells += [] if args.no_ablations else ablations(args.pairs[0], args.stages)
     found: dict[str, Any] = {"machine": this_machine(args), "cells": {}, "prepared": {}}
     if not args.reuse:
         shutil.rmtree(args.work, ignore_errors=True)
