@@ -1,6 +1,6 @@
 """One training step of ours beside those of others: samples/s, memory, time waiting for data.
 
-    python benchmarks/training.py [--nanovlm PATH] [--steps 5] [--rounds 2] [--pairs siglip ...]
+    python benchmarks/training.py [--nanovlm PATH] [--steps 5] [--rounds 1] [--pairs siglip ...]
     python benchmarks/training.py report
 
 The same model pair, the same 2,000 photos of Flickr8k in the same order and the same trained parts
@@ -238,8 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["run", "report", "job"], default="run")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before these")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2, help="steps before these")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--samples", type=int, default=2000, help="photos of Flickr8k")
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
