@@ -1,6 +1,6 @@
 """One training step of ours beside those of others: samples/s, memory, time waiting for data.
 
-    python benchmarks/training.py [--nanovlm PATH] [--steps 5] [--rounds 2] [--pairs siglip ...]
+    python benchmarks/training.py [--nanovlm PATH] [--steps 5] [--rounds 1] [--pairs siglip ...]
     python benchmarks/training.py report
 
 The same model pair, the same 2,000 photos of Flickr8k in the same order and the same trained parts
@@ -68,14 +68,14 @@ def contenders(pair: str, stage: str, nanovlm: bool) -> list[Cell]:
     return cells + [Cell("release", pair, stage, KS[-1], entries) for entries in banks]
 
 
-def ablations(pair: str) -> list[Cell]:
-    """Ours with one optimisation left out; those this version has."""
+def ablations(pair: str, stages: list[str]) -> list[Cell]:
+    """Ours with one optimisation left out; those this version has, in the stages that are run."""
     from contenders.ablations import ABLATIONS
 
     return [
         Cell(OURS, pair, one.stage, one.k, without=name)
         for name, one in ABLATIONS.items()
-        if one.available
+        if one.available and one.stage in stages
     ]
 
 
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
         for pair in args.pairs
         for cell in contenders(pair, stage, args.nanovlm is not None)
     ]
-    cells += [] if args.no_ablations else ablations(args.pairs[0])
+    cells += [] if args.no_ablations else ablations(args.pairs[0], args.stages)
     found: dict[str, Any] = {"machine": this_machine(args), "cells": {}, "prepared": {}}
     if not args.reuse:
         shutil.rmtree(args.work, ignore_errors=True)
@@ -238,8 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["run", "report", "job"], default="run")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before these")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2, help="steps before these")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--samples", type=int, default=2000, help="photos of Flickr8k")
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))

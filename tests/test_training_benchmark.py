@@ -65,37 +65,41 @@ def test_the_padded_loop_pads_on_the_right_and_learns_nothing_there():
     assert part("padded").counts(batch) == (2, 2, 4, 6)
 
 
+def cell(contender: str, k: int, *rounds: list[float], **counts: int) -> dict[str, Any]:
+    """A contender whose steps of 16 samples took so many seconds, round by round."""
+    step = {"samples": 16, "supervised": 32, "tokens": 960, "computed": 1000, **counts}
+    shares = {"trained": 1, "padding": 0.04, "data_wait": 0.0, "peak_gb": 1.0}
+    made = [{"step_s": seconds, "steps": [step] * len(seconds), **shares} for seconds in rounds]
+    return {"contender": contender, "stage": "pretrain", "k": k, "entries": 9, "rounds": made}
+
+
 def test_memory_is_judged_by_what_it_costs_beyond_its_arithmetic():
-    cells = [
-        {"contender": "ours", "stage": "pretrain", "k": k, "rounds": [{"samples_per_s": rate}]}
-        for k, rate in ((0, 15.0), (5, 10.0))
-    ]
-    prepared = {
-        "pretrain k=0": {"flops": 100, "tokens": 10},
-        "pretrain k=5": {"flops": 140, "tokens": 14},
+    cells = [cell("ours", 0, [1.0, 2.0, 9.0]), cell("ours", 5, [1.5, 3.0, 9.0], computed=1400)]
+    counted = {
+        "pretrain k=0": {"flops": 100, "computed": 500},
+        "pretrain k=5": {"flops": 140, "computed": 700},
     }
-    text = part("report").memory_cost(cells, prepared)
-    assert "1.500 ×" in text
-    assert "+7.1 % beyond the arithmetic" in text
+    text = part("report").memory_cost(cells, counted)
+    assert "takes 1.500 ×" in text
+    assert "arithmetic is 1.400 ×" in text
+    assert "+7.1 % beyond" in text
 
 
-def test_rates_are_medians_over_rounds_and_ratios_go_by_the_same_k():
-    def cell(contender: str, k: int, *rates: float) -> dict[str, Any]:
-        numbers = {"trained": 1, "tokens_per_sample": 60, "supervised_per_s": 1.0}
-        numbers |= {"padding": 0.0, "data_wait": 0.0, "peak_gb": 1.0}
-        rounds = [{"samples_per_s": rate, **numbers} for rate in rates]
-        return {"contender": contender, "k": k, "entries": 9, "rounds": rounds}
+def test_arithmetic_follows_the_tokens_of_the_steps_that_were_timed():
+    low, high = cell("ours", 0, [1.0], computed=1000), cell("ours", 5, [1.0], computed=1500)
+    counted = {"flops": 100, "computed": 500}, {"flops": 140, "computed": 700}
+    assert part("report").arithmetic(low, high, *counted) == pytest.approx(1.5)
 
-    table = part("report").contender_table(
-        [
-            cell("ours", 0, 8.0),
-            cell("ours", 5, 6.0),
-            cell("padded", 0, 1.0, 2.0, 9.0),
-            cell("release", 5, 1.5),
-        ]
-    )
+
+def test_rates_are_medians_over_all_steps_and_ratios_go_by_the_same_k():
+    table = part("report").contender_table([
+        cell("ours", 0, [2.0], [2.0]),
+        cell("ours", 5, [4.0]),
+        cell("padded", 0, [16.0, 4.0], [8.0]),
+        cell("release", 5, [16.0]),
+    ])  # fmt: skip
     padded, release = table.splitlines()[-2:]
-    assert "2.00 (1.00–9.00)" in padded
+    assert "2.00 (1.00–4.00) | 4.0 |" in padded
     assert padded.endswith("| 4.00 × |")
     assert release.endswith("| 4.00 × |")
 

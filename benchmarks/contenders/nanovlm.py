@@ -74,7 +74,7 @@ def settings(cls: Any, task: Task, length: int) -> Any:
         config.lm_chat_template = PLAIN
     if task.pair.name == "efficientnet":
         config.vit_img_size = config.max_img_size = 260
-        config.mp_image_token_length = 81
+        config.mp_image_token_length = 25
     return config
 
 

@@ -11,7 +11,7 @@ from contenders.pairs import Pair
 
 
 class Tower(nn.Module):
-    """Pixels (B, 3, 260, 260) from 0 to 1 -> features (B, 81, 1280); always in evaluation mode."""
+    """Pixels (B, 3, 260, 260) from 0 to 1 -> features (B, 25, 1280); always in evaluation mode."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ PAIRS = {
         ),
         Pair(
             "efficientnet",
-            "SmolLM2-135M + EfficientNet-Lite2 (ImageNet weights), 81 image tokens",
+            "SmolLM2-135M + EfficientNet-Lite2 (ImageNet weights), 25 image tokens",
             "efficientnet-lite2",
             "mlp2x_gelu",
             {},

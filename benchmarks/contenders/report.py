@@ -33,6 +33,25 @@ def median(cell: dict[str, Any], name: str) -> float:
     return statistics.median(one[name] for one in cell["rounds"])
 
 
+def rates(cell: dict[str, Any]) -> list[float]:
+    """Samples a second in each timed step, of all rounds."""
+    return [
+        step["samples"] / seconds
+        for one in cell["rounds"]
+        for step, seconds in zip(one["steps"], one["step_s"])
+    ]
+
+
+def rate(cell: dict[str, Any]) -> float:
+    """Samples a second: the median over timed steps."""
+    return statistics.median(rates(cell))
+
+
+def total(cell: dict[str, Any], name: str) -> int:
+    """A count of samples or tokens over all timed steps."""
+    return sum(step[name] for one in cell["rounds"] for step in one["steps"])
+
+
 def title(cell: dict[str, Any]) -> str:
     """A contender as a person would call it."""
     names = {
@@ -47,27 +66,21 @@ def title(cell: dict[str, Any]) -> str:
 
 def contender_table(cells: list[dict[str, Any]]) -> str:
     """All contenders of a pair and stage; ratios are to ours with memory where they have it."""
-    ours = {c["k"]: median(c, "samples_per_s") for c in cells if c["contender"] == "ours"}
+    ours = {c["k"]: rate(c) for c in cells if c["contender"] == "ours"}
     rows = [HEAD, ("---",) * len(HEAD)]
     for cell in cells:
-        rates = [one["samples_per_s"] for one in cell["rounds"]]
-        spread = f" ({min(rates):.2f}–{max(rates):.2f})" if len(rates) > 1 else ""
-        same = ours.get(cell["k"])
-        faster = (
-            ""
-            if cell["contender"] == "ours" or not same
-            else f"{same / statistics.median(rates):.2f} ×"
-        )
+        own, same = rate(cell), ours.get(cell["k"])
+        other = cell["contender"] != "ours" and same is not None
         rows.append((
             title(cell),
             f"{cell['rounds'][0]['trained'] / 1e6:.2f} M",
-            f"{median(cell, 'tokens_per_sample'):.0f}",
-            f"{statistics.median(rates):.2f}{spread}",
-            f"{median(cell, 'supervised_per_s'):.1f}",
+            f"{total(cell, 'tokens') / total(cell, 'samples'):.0f}",
+            f"{own:.2f} ({min(rates(cell)):.2f}–{max(rates(cell)):.2f})",
+            f"{own * total(cell, 'supervised') / total(cell, 'samples'):.1f}",
             percent(median(cell, "padding")),
             percent(median(cell, "data_wait")),
             f"{median(cell, 'peak_gb'):.2f}",
-            faster,
+            f"{same / own:.2f} ×" if other else "",
         ))  # fmt: skip
     return markdown(rows)
 
@@ -79,18 +92,30 @@ def memory_cost(cells: list[dict[str, Any]], prepared: dict[str, Any]) -> str:
         return ""
     low, high = sorted(ours)
     stage = ours[low]["stage"]
-    counted = [prepared.get(f"{stage} k={k}") for k in (low, high)]
-    pairs = list(zip(ours[low]["rounds"], ours[high]["rounds"]))
-    measured = statistics.median(a["samples_per_s"] / b["samples_per_s"] for a, b in pairs)
+    both = list(zip(rates(ours[low]), rates(ours[high])))  # the same samples in each step
+    measured = statistics.median(without / with_it for without, with_it in both)
     text = f"k = {high} takes {measured:.3f} × the time of k = {low} a sample"
+    counted = [prepared.get(f"{stage} k={k}") for k in (low, high)]
     if None in counted:
         return text + ".\n"
-    tokens, flops = (counted[1][name] / counted[0][name] for name in ("tokens", "flops"))
+    expected = arithmetic(ours[low], ours[high], *counted)
     return text + (
-        f"; the arithmetic (FLOPs counted of the same step) is {flops:.3f} ×, the tokens "
-        f"{tokens:.3f} ×: **{100 * (measured / flops - 1):+.1f} % beyond the arithmetic** "
+        f"; the arithmetic is {expected:.3f} × (floating-point operations): "
+        f"**{100 * (measured / expected - 1):+.1f} % beyond the arithmetic** "
         "(goal: at most +3 %).\n"
     )
+
+
+def arithmetic(
+    low: dict[str, Any], high: dict[str, Any], few: dict[str, Any], many: dict[str, Any]
+) -> float:
+    """Floating-point operations of `high` over those of `low`.
+
+    Counted in one step (`few`, `many`), and carried over to the timed steps by the tokens that
+    were computed.
+    """
+    timed = total(high, "computed") / total(low, "computed")
+    return many["flops"] / few["flops"] * timed / (many["computed"] / few["computed"])
 
 
 def ablation_table(cells: list[dict[str, Any]]) -> str:
@@ -110,10 +135,10 @@ def ablation_table(cells: list[dict[str, Any]]) -> str:
         full = whole.get((cell["pair"], cell["stage"], cell["k"]))
         if not cell["without"] or full is None:
             continue
-        rate, best = median(cell, "samples_per_s"), median(full, "samples_per_s")
+        own, best = rate(cell), rate(full)
         rows.append((
             ABLATIONS[cell["without"]].title, "1" if cell["stage"] == "pretrain" else "2",
-            str(cell["k"]), f"{rate:.2f}", f"{best:.2f}", f"{best / rate:.2f} ×",
+            str(cell["k"]), f"{own:.2f}", f"{best:.2f}", f"{best / own:.2f} ×",
             f"{median(cell, 'peak_gb'):.2f}", f"{median(full, 'peak_gb'):.2f}",
         ))  # fmt: skip
     if len(rows) == 2:
@@ -146,7 +171,7 @@ def closing(found: dict[str, Any]) -> str:
         f"{m['cpu']}, {m['cores']} cores ({m['threads']} threads used), load average "
         f"{m['load_average']} at the start; torch {m['torch']}, transformers {m['transformers']}. "
         f"{device}. Batch {m['batch_size']}, {m['steps']} timed steps after {m['warmup']}, medians "
-        "of the rounds (smallest and largest in brackets).\n"
+        "over the timed steps (slowest and fastest in brackets).\n"
     )
     if m["nanovlm"] is None:
         return text + "\nnanoVLM was not run: give a checkout with --nanovlm.\n"
