@@ -11,8 +11,8 @@ at equal steps; nothing was chosen by looking at the judged fifth. Photos are re
 ../shared/data/daquar. WUPS needs WordNet's files (see docs/evaluation.md).
 
 easy-VQA: the two models of `make quickstart` (the folder --runs) answer the official test split,
-all of it. Everything is judged by `tinyalign evaluate --benchmark`, memory on, off and shuffled,
-and without the image; `report` writes benchmarks/results/vqa.{json,md}.
+all of it. Everything is judged by `tinyalign evaluate --benchmark`, on DAQUAR with memory on, off and
+shuffled, and without the image; `report` writes benchmarks/results/vqa.{json,md}.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def train_daquar(arm: str, seed: int, steps: tuple[int, int], alpha: float) -> t
 
 
 def judge(benchmark: str, run: Path, arm: str, out: Path, *more: str) -> None:
-    """All questions, by the verb that users have; with memory in four rows."""
-    memory = ["--bank", str(run), "--rows", "all"] if arm == "tinyalign" else []
+    """All questions, by the verb that users have; DAQUAR's with memory in four rows."""
+    rows = ["--rows", "all"] if benchmark == "daquar" else []
+    memory = ["--bank", str(run), *rows] if arm == "tinyalign" else []
     command = [
         sys.executable, "-m", "tinyalign", "evaluate", "--model", str(run), *memory, "--benchmark",
         benchmark, "--protocol", "plain", "--batch-size", "64", "--out", str(out), *more,
