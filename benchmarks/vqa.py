@@ -11,8 +11,8 @@ at equal steps; nothing was chosen by looking at the judged fifth. Photos are re
 ../shared/data/daquar. WUPS needs WordNet's files (see docs/evaluation.md).
 
 easy-VQA: the two models of `make quickstart` (the folder --runs) answer the official test split,
-all of it. Everything is judged by `tinyalign evaluate --benchmark`, on DAQUAR with memory on, off and
-shuffled, and without the image; `report` writes benchmarks/results/vqa.{json,md}.
+all of it. Everything is judged by `tinyalign evaluate --benchmark`, on DAQUAR with memory on, off
+and shuffled, and without the image; `report` writes benchmarks/results/vqa.{json,md}.
 """
 
 from __future__ import annotations
