@@ -12,6 +12,7 @@ from PIL import Image
 
 from tinyalign.cli.app import VERBS
 from tinyalign.cli.options import arguments_class, field_docs, parse
+from tinyalign.training.recipe import RECIPE_ONLY
 
 from .conftest import make_pairs
 
@@ -30,7 +31,7 @@ def test_help_says_what_every_option_is_and_its_default(run, verb: str):
     letters = re.sub(r"[\s-]", "", page)  # wrapped lines aside
     for name, field in cls.__dataclass_fields__.items():
         assert docs.get(name), f"{cls.__name__}.{name} has no docstring"
-        if name != "overrides":
+        if name != "overrides" and field.metadata != RECIPE_ONLY:
             assert re.sub(r"[\s-]", "", docs[name]) in letters
             assert field.metadata or f"--{name.replace('_', '-')}" in page
     for option in re.split(r"^  (?=--)", page.partition("options:")[2], flags=re.MULTILINE)[1:]:

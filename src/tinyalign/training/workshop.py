@@ -83,7 +83,8 @@ class Workshop:
         encoder = VisionEncoder.from_model(self.model, self.processor)
         cache_folder = Path(recipe.data.cache_folder or default_cache_folder())
         self.cache_folder = cache_folder
-        self.features: FeatureSource = choose_source(recipe, folder.path, cache_folder, encoder)
+        with first_goes_first():  # an estimate opens the data
+            self.features: FeatureSource = choose_source(recipe, folder.path, cache_folder, encoder)
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
