@@ -120,28 +120,52 @@ def _eager(
     dropout: float,
     window: int | None,
     softcap: float | None,
-    mask: Tensor | None = None,
 ) -> Tensor:
-    """Two matrix products: (S, H, L, D), (S, h, K, D) twice -> (S, H, L, D).
+    """Two matrix products: (S, H, L, D), (S, h, L, D) twice -> (S, H, L, D); causal.
 
-    Softmax in float32. mask: to be added to the scores, (S, 1, L, K); by default causal.
+    One key head serves H/h query heads, whose queries stand below each other as rows.
     """
-    s, heads, n_queries, size = query.shape
-    shared, n_keys = key.shape[1:3]
-    # One key head serves H/h query heads: (S, H, L, D) -> (S, h, H/h * L, D)
-    scores = query.reshape(s, shared, -1, size) @ key.transpose(2, 3) * scaling
-    scores = scores.view(s, heads, n_queries, n_keys)
+    s, heads, longest, size = query.shape
+    shared = key.shape[1]
+    rows = query.reshape(s * shared, -1, size)  # (S, H, L, D) -> (S*h, H/h * L, D)
+    keys = key.reshape(s * shared, longest, size).transpose(1, 2)
+    hidden = ~_visible(longest, window, query.device)
+    bias = query.new_zeros(longest, longest)
+    bias = bias.masked_fill(hidden, torch.finfo(query.dtype).min).repeat(heads // shared, 1)
+    if softcap is None:
+        scores = torch.baddbmm(bias, rows, keys, alpha=scaling)
+    else:
+        scores = torch.tanh(rows @ keys * (scaling / softcap)) * softcap + bias
+    values = value.reshape(s * shared, longest, -1)
+    return (_weights(scores, dropout) @ values).view(s, heads, longest, -1)
+
+
+def _weights(scores: Tensor, dropout: float) -> Tensor:
+    """Softmax over the last dimension, in float32."""
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    return nn.functional.dropout(weights, dropout) if dropout else weights
+
+
+def _usual_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Eager attention over padded rows, whose mask (B, 1, L, K) is added to the scores."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
-    else:
-        hidden = ~_visible(n_queries, window, query.device)
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    if dropout:
-        weights = nn.functional.dropout(weights, dropout)
-    return (weights.view(s, shared, -1, n_keys) @ value).view(s, heads, n_queries, -1)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    output = _weights(scores, dropout) @ value.repeat_interleave(groups, dim=1)
+    return output.transpose(1, 2), None
 
 
 def _attention(inner: Any, usual: Any) -> Any:
@@ -169,22 +193,6 @@ def _attention(inner: Any, usual: Any) -> Any:
         return _attend(inner, (query, key, value), attention_mask, options), None
 
     return forward
-
-
-def _usual_eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-    softcap: float | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    states = query, key, value
-    output = _eager(*states, scaling, dropout, None, softcap, mask=attention_mask)
-    return output.transpose(1, 2), None
 
 
 def register() -> None:
