@@ -103,7 +103,7 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     else:
         from contenders import nanovlm
 
-        more = nanovlm.run(clock, task, args.nanovlm, args.nanovlm_length)
+        more = nanovlm.run(clock, task, args.nanovlm)
     return {**clock.summary(), **more}
 
 
@@ -117,14 +117,7 @@ def in_child(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any] | 
     out, log = args.work / "job.json", args.work / "job.log"
     out.unlink(missing_ok=True)
     shared = ["--steps", args.steps, "--warmup", args.warmup, "--batch-size", args.batch_size]
-    shared += [
-        "--work",
-        args.work,
-        "--nanovlm-length",
-        args.nanovlm_length,
-        "--samples",
-        args.samples,
-    ]
+    shared += ["--work", args.work, "--samples", args.samples]
     shared += ["--nanovlm", args.nanovlm] if args.nanovlm else []
     command = [sys.executable, __file__, "job", "--job", json.dumps(job), *map(str, shared)]
     threads = {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -165,9 +158,11 @@ def run(args: argparse.Namespace) -> None:
     ]
     cells += [] if args.no_ablations else ablations(args.pairs[0], args.stages)
     found: dict[str, Any] = {"machine": this_machine(args), "cells": {}, "prepared": {}}
-    if not args.reuse:
-        shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True, exist_ok=True)
+    if not args.reuse:
+        shutil.rmtree(args.work / "cache", ignore_errors=True)
+        for path in args.work.glob("prepared-*.json"):
+            path.unlink()
     for pair in args.pairs:
         found["prepared"][pair] = prepared(pair, args)
     for number in range(args.rounds):
@@ -213,7 +208,7 @@ def this_machine(args: argparse.Namespace) -> dict[str, Any]:
     load = round(os.getloadavg()[0], 1)
     return {
         **machine(), "threads": args.threads, "gpu": gpu, "load_average": load, **settings,
-        "nanovlm": commit(args.nanovlm), "nanovlm_length": args.nanovlm_length,
+        "nanovlm": commit(args.nanovlm), 
     }  # fmt: skip
 
 
@@ -245,7 +240,6 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--nanovlm", type=Path, help="a checkout of huggingface/nanoVLM")
-    parser.add_argument("--nanovlm-length", type=int, default=1024, help="tokens of a packed row")
     parser.add_argument("--no-ablations", action="store_true")
     parser.add_argument("--reuse", action="store_true", help="keep what was prepared before")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -26,10 +26,10 @@ PLAIN = (
 )
 
 
-def run(clock: StepClock, task: Task, path: Path, length: int) -> dict[str, Any]:
+def run(clock: StepClock, task: Task, path: Path) -> dict[str, Any]:
     """Time a stage with the code in `path`."""
     nano = code(path)
-    config = settings(nano.config.VLMConfig, task, length)
+    config = settings(nano.config.VLMConfig, task)
     tokenizer = fixed_tokenizer(config)
     model = new_model(nano, config, task)
     nano.get_dataloaders = partial(loaders, clock=clock, tokenizer=tokenizer, task=task)
@@ -62,12 +62,12 @@ def code(path: Path) -> Any:
         return importlib.import_module("train")
 
 
-def settings(cls: Any, task: Task, length: int) -> Any:
+def settings(cls: Any, task: Task) -> Any:
     """Its config with the pair's sizes and the stage's template."""
     config = cls(
         vit_hidden_dim=768, vit_inter_dim=3072, vit_img_size=224,
         lm_hidden_dim=576, lm_inter_dim=1536, lm_n_heads=9, lm_n_kv_heads=3, lm_n_blocks=30,
-        lm_max_length=length, lm_tokenizer=task.language, mp_pixel_shuffle_factor=2,
+        lm_max_length=task.pair.packed_length, lm_tokenizer=task.language, mp_pixel_shuffle_factor=2,
         mp_image_token_length=49, max_img_size=224, vlm_load_backbone_weights=False,
     )  # fmt: skip
     if task.stage == "pretrain":

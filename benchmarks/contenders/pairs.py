@@ -25,6 +25,8 @@ class Pair:
     """A packaged name, or a folder inside the work folder."""
     connector: str
     connector_args: dict[str, Any]
+    packed_length: int
+    """Tokens of a row that nanoVLM packs: what 12 to 16 samples need (it packs at most 18)."""
 
 
 PAIRS = {
@@ -36,6 +38,7 @@ PAIRS = {
             "siglip-b16-224",
             "pixel_shuffle",
             {"factor": 2},
+            1024,
         ),
         Pair(
             "efficientnet",
@@ -43,6 +46,7 @@ PAIRS = {
             "efficientnet-lite2",
             "mlp2x_gelu",
             {},
+            512,
         ),
     )
 }

@@ -175,7 +175,7 @@ def closing(found: dict[str, Any]) -> str:
     )
     if m["nanovlm"] is None:
         return text + "\nnanoVLM was not run: give a checkout with --nanovlm.\n"
-    return text + f"\nnanoVLM at commit {m['nanovlm']}, rows of {m['nanovlm_length']} tokens.\n"
+    return text + f"\nnanoVLM at commit {m['nanovlm']}.\n"
 
 
 def percent(share: float) -> str:
