@@ -39,6 +39,7 @@ from tinyalign.training.parts import (
     cast_trained,
     choose_device,
     compile_layers,
+    compiles,
     find_model,
     load_model,
     new_model,
@@ -231,7 +232,7 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         log = MetricsLog(folder / "metrics.jsonl")
         trainer = self._trainer(dataset, held_out, log)
-        self._train(trainer, 0 if isinstance(dataset, StreamDataset) else len(dataset))
+        self._train(trainer, _size(dataset))
         kept_step = trainer.keep_weights()
         kept = trainer.evaluation_at(kept_step)
         result = StageResult(
@@ -280,7 +281,7 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        packed = self.args.packing and enable_packing(self.model) is not None
+        packed = self._packs(dataset) and enable_packing(self.model) is not None
         collator = PackedCollator if packed else Collator
         layout: Layout = "packed" if packed else "padded"
         split = None
@@ -314,6 +315,12 @@ class Workshop:
         add_trackers(trainer, self.recipe, self.stage, folder)
         return trainer
 
+    def _packs(self, dataset: Items) -> bool:
+        if self.args.packing is not None:
+            return self.args.packing
+        steps = planned_steps(self.args, _size(dataset))
+        return self.device.type != "cpu" or not compiles(self.recipe.model.compile, steps)
+
     def _meter(self) -> Meter:
         dtype = self.recipe.model.dtype
         flops = model_flops(self.model, cached=isinstance(self.features, FeatureCache))
@@ -331,3 +338,8 @@ class Workshop:
             merge_adapters(model)
         cast_trained(model, self.recipe.model.dtype)
         save_model(model, self.processor, self.folder.stage_model(self.stage))
+
+
+def _size(dataset: Items) -> int:
+    """Samples of a pass; a stream, which has no end, takes its number of steps instead."""
+    return 0 if isinstance(dataset, StreamDataset) else len(dataset)
