@@ -84,6 +84,7 @@ def train_daquar(arm: str, seed: int, steps: tuple[int, int], alpha: float) -> t
 def judge(benchmark: str, run: Path, arm: str, out: Path, *more: str) -> None:
     """All questions, by the verb that users have; DAQUAR's with memory in four rows."""
     rows = ["--rows", "all"] if benchmark == "daquar" else []
+    more = (*more, *(() if benchmark == "daquar" else ("--no-loss",)))
     memory = ["--bank", str(run), *rows] if arm == "tinyalign" else []
     command = [
         sys.executable, "-m", "tinyalign", "evaluate", "--model", str(run), *memory, "--benchmark",

@@ -84,6 +84,22 @@ def test_the_precision_is_the_saved_one_or_the_one_asked_for(evaluate, tmp_path:
     assert found["auto"]["metrics"] == found["float32"]["metrics"] != found["bfloat16"]["metrics"]
 
 
+def test_answers_alone_are_the_same_answers_without_a_loss(evaluate, tmp_path: Path):
+    code, out, errors = evaluate("--no-loss", "--out", tmp_path / "answers", "--json")
+    assert code == 0, errors
+    alone, both = json.loads(out), json.loads(evaluate("--out", tmp_path / "both", "--json")[1])
+    assert alone["settings"]["loss"] == "not measured"
+    assert {**both["metrics"]} == {**alone["metrics"], "loss": both["metrics"]["loss"]}
+    said = [
+        [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/predictions.jsonl"))
+    ]
+    assert said[0] == said[1]
+    code, _, errors = evaluate("--no-loss", "--max-new-tokens", 0, "--out", tmp_path / "none")
+    assert code == 2
+    assert "nothing to measure" in errors
+
+
 def test_rows_are_printed_together_with_what_memory_changed(evaluate, judged: Path, tmp_path: Path):
     words = ("--bank", judged / "bank", "--rows", "all", "--out", tmp_path)
     code, out, _ = evaluate(*words)

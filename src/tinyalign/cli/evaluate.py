@@ -74,6 +74,8 @@ class EvaluateArgs(BenchmarkOptions, DataOptions):
     tip with the batch size."""
     max_new_tokens: int | None = None
     """Tokens an answer may have, by default enough for the task; 0 measures the loss alone."""
+    loss: bool = True
+    """Also measure the loss of the right answers; --no-loss takes about half the time."""
     seed: int = 0
     """Of the bootstrap, of drawn captions, and of shuffled and random memories."""
     device: str = "auto"
@@ -127,6 +129,7 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
         "resume": args.resume,
         "batch_size": args.batch_size,
         "strict": args.strict,
+        "loss": args.loss,
         "model_name": args.model,
     }
     if args.max_new_tokens is not None:

@@ -25,14 +25,17 @@ class Judge:
         max_new_tokens: int,
         cached_features: FeatureRows | None = None,
         show_image: bool = True,
+        loss: bool = True,
     ) -> None:
-        """`max_new_tokens` 0 asks for no answer; without `show_image` text is all there is."""
+        """`max_new_tokens` 0 asks for no answer; without `show_image` text is all there is;
+        without `loss` no answer is shown to the model."""
         self.model, self.processor = model, processor
         self.retriever = retriever if show_image else None
         self.show_image = show_image
         self.vision = VisionEncoder.from_model(model, processor)
         self.cached_features = cached_features
         self.max_new_tokens = max_new_tokens
+        self.loss = loss
         self._answered: dict[tuple[object, ...], str] = {}
 
     def judge(self, items: list[Item]) -> dict[int, Prediction]:
@@ -40,8 +43,7 @@ class Judge:
         if not items:
             return {}
         inputs, memory = self._inputs(items)
-        pad = self.processor.tokenizer.pad_token_id
-        losses, counts = answer_losses(self.model, [item.full for item in items], inputs, pad)
+        losses, counts = self._losses(items, inputs)
         memory_ids = memory.ids if memory is not None else [[] for _ in items]
         texts = self._answers(items, inputs, memory_ids)
         found: dict[int, Prediction] = {}
@@ -61,6 +63,14 @@ class Judge:
                 category=item.sample.category,
             )
         return found
+
+    def _losses(
+        self, items: list[Item], inputs: dict[str, Tensor]
+    ) -> tuple[list[float], list[int]]:
+        if not self.loss:
+            return [0.0] * len(items), [0] * len(items)
+        pad = self.processor.tokenizer.pad_token_id
+        return answer_losses(self.model, [item.full for item in items], inputs, pad)
 
     def _inputs(self, items: list[Item]) -> tuple[dict[str, Tensor], MemoryBatch | None]:
         """What the model reads besides token ids, row by row, and the memories in it."""
