@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/teaching"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--perceiver-steps", type=int, default=600)
-    parser.add_argument("--photos", type=int, default=3000, help="training photos")
+    parser.add_argument("--photos", type=int, default=1400, help="training photos")
     args = parser.parse_args()
 
     import torch
