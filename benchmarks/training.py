@@ -208,7 +208,7 @@ def this_machine(args: argparse.Namespace) -> dict[str, Any]:
     load = round(os.getloadavg()[0], 1)
     return {
         **machine(), "threads": args.threads, "gpu": gpu, "load_average": load, **settings,
-        "nanovlm": commit(args.nanovlm), 
+        "nanovlm": commit(args.nanovlm),
     }  # fmt: skip
 
 
