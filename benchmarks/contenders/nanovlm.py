@@ -67,8 +67,9 @@ def settings(cls: Any, task: Task) -> Any:
     config = cls(
         vit_hidden_dim=768, vit_inter_dim=3072, vit_img_size=224,
         lm_hidden_dim=576, lm_inter_dim=1536, lm_n_heads=9, lm_n_kv_heads=3, lm_n_blocks=30,
-        lm_max_length=task.pair.packed_length, lm_tokenizer=task.language, mp_pixel_shuffle_factor=2,
-        mp_image_token_length=49, max_img_size=224, vlm_load_backbone_weights=False,
+        lm_max_length=task.pair.packed_length, lm_tokenizer=task.language,
+        mp_pixel_shuffle_factor=2, mp_image_token_length=49, max_img_size=224,
+        vlm_load_backbone_weights=False,
     )  # fmt: skip
     if task.stage == "pretrain":
         config.lm_chat_template = PLAIN

@@ -75,4 +75,4 @@ class Retrieval:
         ]
         x = torch.cat(both)  # (n + L, d)
         key = normalize((torch.softmax(x @ x.T, dim=1).mean(dim=0) @ x)[None], dim=1)
-        return torch.from_numpy(self.index.search(key.cpu().numpy(), self.k)[1][0])
+        return torch.from_numpy(self.index.search(key.float().cpu().numpy(), self.k)[1][0])
