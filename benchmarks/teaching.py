@@ -1,6 +1,6 @@
 """Teaching without training: new names for new photos, by adding memories to a bank.
 
-    python benchmarks/teaching.py [--out runs/teaching] [--steps 400]
+    python benchmarks/teaching.py [--out runs/teaching] [--steps 150]
 
 A small model learns, on photos of Flickr8k's training split, that "What is this called?" is
 answered by what a memory of the same thing says: every photo has a made-up name of two words, the
@@ -146,7 +146,7 @@ def share(hits: list[float]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/teaching"))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--perceiver-steps", type=int, default=600)
     parser.add_argument("--photos", type=int, default=1400, help="training photos")
     args = parser.parse_args()
