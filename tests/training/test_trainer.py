@@ -131,6 +131,24 @@ def test_packed_and_padded_steps_have_the_same_gradients(recipe) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("packing", "compiled", "layout"),
+    [
+        (None, "off", "packed"),
+        (None, "on", "padded"),
+        (True, "on", "packed"),
+        (False, "off", "padded"),
+    ],
+)
+def test_compiled_layers_on_a_cpu_are_padded_unless_told_otherwise(
+    recipe, packing, compiled, layout
+) -> None:
+    stage = replace(recipe.pretrain, packing=packing)
+    model = replace(recipe.model, compile=compiled)
+    trainer = trainer_of(workshop(replace(recipe, pretrain=stage, model=model)))
+    assert trainer.split.layout == layout
+
+
 def test_a_model_that_cannot_pack_is_padded(recipe, monkeypatch) -> None:
     monkeypatch.setattr("tinyalign.model.packed.keeps_apart", lambda llm: False)
     trainer = trainer_of(workshop(recipe))
