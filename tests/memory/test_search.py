@@ -118,6 +118,18 @@ def test_results_do_not_depend_on_the_batch() -> None:
         assert torch.equal(alone[1][0], scores[b])
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_what_a_cpu_finds() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    keys, queries = unit(40_013, 64, 0).half().numpy(), unit(9, 64, 1)
+    exclude = [[3, 7], [], *[[row] for row in range(7)]]
+    on_cpu = ExactSearch(keys, "cpu").topk(queries, 5, exclude)
+    on_gpu = ExactSearch(keys, "cuda").topk(queries, 5, exclude)
+    for one, other in zip(on_cpu, on_gpu):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other).cpu())
+
+
 def test_nothing_to_find_gives_no_rows() -> None:
     assert exact_topk(unit(2, 3, 0), np.zeros((0, 3), np.float32), 2)[0].tolist() == [[-1, -1]] * 2
     assert exact_topk(unit(2, 3, 0), unit(4, 3, 0), 0)[0].shape == (2, 0)
