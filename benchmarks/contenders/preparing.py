@@ -41,6 +41,9 @@ def one_step(task: Task) -> dict[str, Any]:
     output = task.stage_1_folder if stage == "pretrain" else task.work / "run"
     shutil.rmtree(output, ignore_errors=True)
     settings |= {"output": str(output), f"{stage}.max_steps": 1, "model.compile": "off"}
+    # What is counted is one step with cached features: a rehearsal would count twice, and for a
+    # single step no cache would be worth making.
+    settings |= {f"{stage}.rehearse": False, "data.cache": "features"}
     clock = StepClock(warmup=CLOCKED, steps=0)
     with counting_flops() as flops, watch(clock):
         train(load_recipe(RECIPE, settings), stage, resume=False)
