@@ -47,7 +47,7 @@ class Retrieval:
         import faiss
         import torch
 
-        self.k, self.values = k, torch.load(path)
+        self.k, self.values = k, torch.load(path, weights_only=True)
         keys = torch.randn(len(self.values), width, generator=torch.Generator().manual_seed(1))
         self.index = faiss.IndexFlatIP(width)
         self.index.add(torch.nn.functional.normalize(keys, dim=1).numpy())
