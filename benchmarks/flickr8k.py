@@ -1,9 +1,12 @@
 """What memory buys on Flickr8k, beside the controls that tell memory from extra tokens.
 
     python benchmarks/flickr8k.py run [--arms A B ...] [--seeds 0 1 2] [--workers 2] [--set A=B]
+    python benchmarks/flickr8k.py run --half ...
     python benchmarks/flickr8k.py report
 
-Arms without a finished run are left out of the report.
+Arms without a finished run are left out of the report. `--half` trains the first half of the same
+schedule only, into a folder of its own: enough for captions at 25 and 50 %, which the report
+takes from there for runs that have none of their own.
 
 `run` trains every arm with every seed at equal steps and equal everything else (the shipped recipe
 smollm2-135m-efficientnet-flickr8k, one pass over 6,000 photos) and judges it on the dev split;
@@ -19,13 +22,17 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RUNS = HERE.parent / "runs" / "flickr8k"
+HALVES = RUNS.with_name("flickr8k-half")
 RECIPE = "smollm2-135m-efficientnet-flickr8k"
 DEV = "../shared/data/flickr8k/dev.parquet"
 PAPER_FORM = {
@@ -80,22 +87,45 @@ LINES = {
 }
 
 
-def run_one(arm: str, seed: int, captions: int, settings: dict[str, str]) -> None:
+def run_one(arm: str, seed: int, captions: int, settings: dict[str, str], half: bool) -> None:
     """Train one arm with one seed and caption the first `captions` dev photos, part way too."""
     from tinyalign.log import setup_logging
     from tinyalign.training.recipe_files import load_recipe
     from tinyalign.training.run import train
 
     setup_logging()
-    folder = RUNS / f"{arm}-{seed}"
+    folder = (HALVES if half else RUNS) / f"{arm}-{seed}"
     own = {"pretrain.save_fractions": [0.25, 0.5], "seed": seed, "output": str(folder)}
     recipe = load_recipe(RECIPE, {**ARMS[arm][1], **own, **settings})
-    done = train(recipe)
+    with stopping_half_way() if half else nullcontext():
+        done = train(recipe)
     models = {model: f"captions-{model.name[6:]}" for model in folder.glob("model-[0-9]*")}
-    for model, name in {**models, done.model: "captions"}.items():
+    for model, name in {**models, **({} if half else {done.model: "captions"})}.items():
         out = folder / name / "results.json"
         if captions and not out.is_file():
             caption(model, done.bank if recipe.memory.reads_bank else None, recipe, captions, out)
+
+
+@contextmanager
+def stopping_half_way() -> Iterator[None]:
+    """Stages end after half of their schedule, which stays that of the whole."""
+    from transformers import TrainerCallback
+
+    from tinyalign.training.workshop import Workshop
+
+    class StopHalfWay(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop |= state.global_step >= round(0.5 * state.max_steps)
+
+    whole = Workshop._trainer
+
+    def half(self: Any, *args: Any) -> Any:
+        trainer = whole(self, *args)
+        trainer.add_callback(StopHalfWay())
+        return trainer
+
+    with patch.object(Workshop, "_trainer", half):
+        yield
 
 
 def caption(model_folder: Path, bank: Path | None, recipe: Any, captions: int, out: Path) -> None:
@@ -120,18 +150,25 @@ def caption(model_folder: Path, bank: Path | None, recipe: Any, captions: int, o
 
 
 def run_all(
-    arms: list[str], seeds: list[int], workers: int, captions: int, settings: list[str]
+    arms: list[str],
+    seeds: list[int],
+    workers: int,
+    captions: int,
+    settings: list[str],
+    half: bool,
 ) -> None:
     """Every arm and seed, `workers` at a time, each in a process of its own."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    RUNS.mkdir(parents=True, exist_ok=True)
+    runs = HALVES if half else RUNS
+    runs.mkdir(parents=True, exist_ok=True)
 
     def work(job: tuple[str, int]) -> int:
         arm, seed = job
         own = ["--arms", arm, "--seeds", str(seed), "--captions", str(captions)]
         own += [part for setting in settings for part in ("--set", setting)]
-        with open(RUNS / f"{arm}-{seed}.log", "a") as log:
+        own += ["--half"] if half else []
+        with open(runs / f"{arm}-{seed}.log", "a") as log:
             command = [sys.executable, __file__, "one", *own]
             code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
         print(f"{arm} seed {seed}: {'done' if code == 0 else f'failed, see {log.name}'}")
@@ -151,10 +188,19 @@ def losses(arm: str, seed: int) -> dict[int, dict[str, tuple[float, int]]]:
     """Step -> sample id -> (summed loss, tokens) of a finished run."""
     found: dict[int, dict[str, tuple[float, int]]] = {}
     for path in (RUNS / f"{arm}-{seed}").glob("eval-*.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        step = int(path.stem.split("-")[1])
-        found[step] = {row["id"]: (row["loss_sum"], row["tokens"]) for row in rows}
+        found[int(path.stem.split("-")[1])] = read_losses(path)
     return dict(sorted(found.items()))
+
+
+def read_losses(path: Path) -> dict[str, tuple[float, int]]:
+    """Sample id -> (summed loss, tokens) of one evaluation."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["id"]: (row["loss_sum"], row["tokens"]) for row in rows}
+
+
+def mean_loss(rows: dict[str, tuple[float, int]]) -> float:
+    """Nats a token."""
+    return sum(loss for loss, _ in rows.values()) / sum(tokens for _, tokens in rows.values())
 
 
 def finished() -> dict[str, list[int]]:
@@ -196,7 +242,7 @@ def summarise() -> dict[str, Any]:
                     stacked(arm, step, both), stacked(other, step, both), relative=True
                 )
                 entry["below"][other][step] = [gap.value, gap.low, gap.high]
-        entry["captions"] = captions_of(arm, seeds)
+        entry["captions"] = {step: captions_of(arm, seeds, step) for step in steps}
         entry["seconds"] = [
             json.loads((RUNS / f"{arm}-{s}" / "finished.json").read_text())["seconds"]
             for s in seeds
@@ -205,56 +251,79 @@ def summarise() -> dict[str, Any]:
             (RUNS / f"{arm}-{seeds[0]}" / "finished.json").read_text()
         )["trained_parameters"]
         summary["arms"][arm] = entry
-    if "best" in runs and captions_of("best", sorted(runs["best"])):
-        summary["cider_above"] = cider_above({arm: sorted(seeds) for arm, seeds in runs.items()})
+    if "best" in runs:
+        steps = list(summary["arms"]["best"]["loss"])
+        summary["cider_above"] = {step: cider_above(runs, step) for step in steps}
+        summary["half_runs"] = drift(runs)
     return summary
 
 
-def captions_of(arm: str, seeds: list[int]) -> dict[str, Any]:
+def captioned_at(arm: str, seed: int, step: int) -> Path | None:
+    """Where a run's captions at a step lie: its own, else those of its first half."""
+    last = max(losses(arm, seed))
+    name = "captions" if step == last else f"captions-{step}"
+    folders = (runs / f"{arm}-{seed}" / name for runs in (RUNS, HALVES))
+    return next((folder for folder in folders if (folder / "results.json").is_file()), None)
+
+
+def captions_of(arm: str, seeds: list[int], step: int) -> dict[str, Any]:
     """CIDEr and BLEU-4 of the seeds that were captioned, with 95 % intervals over photos.
 
     CIDEr's interval is of the mean over seeds; BLEU-4, no mean over photos, has the mean bounds.
     """
     from tinyalign.evaluation.statistics import interval
 
-    paths = [RUNS / f"{arm}-{seed}" / "captions" / "results.json" for seed in seeds]
-    found = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    folders = [folder for seed in seeds if (folder := captioned_at(arm, seed, step))]
+    found = [json.loads((folder / "results.json").read_text()) for folder in folders]
     if not found:
         return {}
     bleu = [one["metrics"]["bleu4"] for one in found]
     return {
         "seeds": len(found),
         "n": found[0]["n"],
-        "cider": interval(cider(arm, seeds)).as_dict(),
+        "cider": interval(cider(arm, seeds, step)).as_dict(),
         "bleu4": {k: sum(b[k] for b in bleu) / len(bleu) for k in ("value", "low", "high")},
     }
 
 
-def cider(arm: str, seeds: list[int]) -> Any:
+def cider(arm: str, seeds: list[int], step: int) -> Any:
     """CIDEr-D of each photo, as statistics (seeds, photos, 2), of the seeds that were captioned."""
     import numpy as np
 
     from tinyalign.evaluation.statistics import per_item
 
-    paths = [RUNS / f"{arm}-{seed}" / "captions" / "predictions.jsonl" for seed in seeds]
     runs = []
-    for path in paths:
-        if path.is_file():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for seed in seeds:
+        if folder := captioned_at(arm, seed, step):
+            rows = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
             runs.append({row["id"]: row["scores"]["cider"] for row in rows})
     ids = sorted(runs[0])
     return per_item(np.array([[run[name] for name in ids] for run in runs]))
 
 
-def cider_above(runs: dict[str, list[int]]) -> dict[str, list[float]]:
+def cider_above(runs: dict[str, Any], step: int) -> dict[str, list[float]]:
     """How far CIDEr of the best form lies above each other arm's, paired over photos."""
     from tinyalign.evaluation.statistics import paired_difference
 
-    own, found = cider("best", runs["best"]), {}
-    for arm, seeds in runs.items():
-        if arm != "best" and captions_of(arm, seeds):
-            gap = paired_difference(own, cider(arm, seeds))
+    found = {}
+    for arm, by_seed in runs.items():
+        both = sorted(set(by_seed) & set(runs["best"]))
+        both = [s for s in both if captioned_at(arm, s, step) and captioned_at("best", s, step)]
+        if arm != "best" and both:
+            gap = paired_difference(cider("best", both, step), cider(arm, both, step))
             found[arm] = [gap.value, gap.low, gap.high]
+    return found
+
+
+def drift(runs: dict[str, Any]) -> dict[str, dict[int, list[float]]]:
+    """Dev loss of the half runs over that of the whole ones, less 1: arm -> step -> by seed."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for arm, by_seed in runs.items():
+        for seed, whole in by_seed.items():
+            for path in sorted((HALVES / f"{arm}-{seed}").glob("eval-*.jsonl")):
+                step = int(path.stem.split("-")[1])
+                again, before = mean_loss(read_losses(path)), mean_loss(whole[step])
+                found.setdefault(arm, {}).setdefault(step, []).append(again / before - 1)
     return found
 
 
@@ -282,23 +351,25 @@ def table(summary: dict[str, Any]) -> str:
     """Losses and captions of every arm, then how far the best form lies below each other arm."""
     arms = summary["arms"]
     steps = list(next(iter(arms.values()))["loss"])
-    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps), "CIDEr", "BLEU-4"]
+    ciders = [f"CIDEr @{step}" for step in steps]
+    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps), *ciders, "BLEU-4"]
     rows = [head, ["---"] * len(head)]
     for entry in arms.values():
         trained = f"{entry['trained_parameters'] / 1e6:.2f} M"
         cells = [entry["form"], str(len(entry["seeds"])), trained]
         cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]
-        rows.append([*cells, *(captioned(entry, name) for name in ("cider", "bleu4"))])
+        cells += [captioned(entry["captions"][step], "cider") for step in steps]
+        rows.append([*cells, captioned(entry["captions"][steps[-1]], "bleu4")])
     text = markdown(rows)
     if "best" not in arms:
         return text
-    below = arms["best"]["below"]
-    above = summary.get("cider_above", {})
-    head = ["the best form against", *(f"loss @{step}" for step in steps), "CIDEr"]
+    head = ["the best form against", *(f"loss @{step}" for step in steps), *ciders]
     rows = [head, ["---"] * len(head)]
-    for other, gaps in below.items():
-        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*above[other]) if other in above else "–"
-        rows.append([arms[other]["form"], *(percent(gaps[step]) for step in steps), gain])
+    for other, gaps in arms["best"]["below"].items():
+        gains = [summary["cider_above"][step].get(other) for step in steps]
+        cells = [percent(gaps[step]) for step in steps]
+        cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else "–" for gain in gains]
+        rows.append([arms[other]["form"], *cells])
     return text + "\n" + markdown(rows)
 
 
@@ -306,11 +377,11 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
 
-def captioned(entry: dict[str, Any], name: str) -> str:
+def captioned(scores: dict[str, Any], name: str) -> str:
     """A caption metric, mean over seeds, with its interval over photos."""
-    if not entry["captions"]:
+    if not scores:
         return "–"
-    score = entry["captions"][name]
+    score = scores[name]
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
@@ -367,13 +438,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--captions", type=int, default=1000, help="dev photos to caption")
+    parser.add_argument("--half", action="store_true", help="the first half of the schedule only")
     parser.add_argument("--set", action="append", default=[], help="further NAME=VALUE settings")
     args = parser.parse_args()
     if args.what == "run":
-        run_all(args.arms, args.seeds, args.workers, args.captions, args.set)
+        run_all(args.arms, args.seeds, args.workers, args.captions, args.set, args.half)
     elif args.what == "one":
         settings = dict(setting.split("=", 1) for setting in args.set)
-        run_one(args.arms[0], args.seeds[0], args.captions, settings)
+        run_one(args.arms[0], args.seeds[0], args.captions, settings, args.half)
     else:
         report()
 

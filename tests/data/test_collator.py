@@ -96,6 +96,32 @@ def test_a_packed_row_holds_every_token_once_and_segments_find_them(rows):
     assert "attention_mask" not in batch
 
 
+@given(
+    rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=5),
+    multiple=st.integers(2, 20),
+)
+def test_a_row_filled_up_to_a_multiple_is_the_same_row_with_padding_in_its_shortest_sample(
+    rows, multiple
+):
+    items = [item(row, row) for row in rows]
+    batch = PackedCollator(pad_token_id=0, multiple=multiple)(items)
+    lengths = [len(row) for row in rows]
+    assert batch["input_ids"].shape[1] % multiple == 0
+    assert batch["n_padding"] == -sum(lengths) % multiple
+    grown = lengths.index(min(lengths))
+    for i, row in enumerate(rows):
+        extra = batch["n_padding"] if i == grown else 0
+        places = batch["segments"][i][batch["segments"][i] >= 0]
+        assert batch["input_ids"][0][places].tolist() == [*row, *[0] * extra]
+        assert batch["labels"][0][places].tolist() == [-100, *row[1:], *[-100] * extra]
+    assert batch["n_supervised"].tolist() == [length - 1 for length in lengths]
+
+
+def test_a_multiple_below_one_is_refused():
+    with pytest.raises(DataError, match="at least 1, found 0"):
+        PackedCollator(0, multiple=0)
+
+
 def test_packed_items_of_other_shapes_are_refused():
     with pytest.raises(DataError, match="2 labels for 3 tokens"):
         PackedCollator(0)([item([1, 2], [1]), item([1], [1])])

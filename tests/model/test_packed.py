@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModel, Gemma2Config, GPT2Config, MambaConfig, MistralConfig
@@ -9,6 +11,7 @@ from transformers import AutoModel, Gemma2Config, GPT2Config, MambaConfig, Mistr
 from tinyalign.data.collator import Collator, PackedCollator, segment_table
 from tinyalign.errors import ModelError
 from tinyalign.model.packed import disable_packing, enable_packing, keeps_apart, segment_mask
+from tinyalign.training.parts import compile_layers, undo_compile
 
 LENGTHS = (7, 4, 12)  # words behind image and memory tokens
 
@@ -145,6 +148,27 @@ def test_gradient_checkpointing_keeps_samples_apart(model):
         torch.testing.assert_close(found, logits)
     model.eval()
     model.gradient_checkpointing_disable()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_layers_give_the_gradients_of_plain_ones(model):
+    """Compiled, cells are copied by an operation of its own; two rows of other lengths too."""
+    rows = [items_of(model), items_of(model, seed=1)[:2]]
+
+    def gradients():
+        model.zero_grad()
+        for items in rows:
+            run(model, items, supervised_only=True).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    wanted = gradients()
+    compile_layers(model, "on", 1)
+    found = gradients()
+    undo_compile(model)
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_padded_batches_still_run_and_everything_can_be_undone(model):

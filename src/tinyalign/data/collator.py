@@ -14,6 +14,10 @@ from tinyalign.errors import DataError
 IGNORED = -100
 """The label of a position that is not supervised, as in `torch.nn.CrossEntropyLoss`."""
 
+ROW_MULTIPLE = 16
+"""Tokens that packed rows are a multiple of in training: the height of a tile of AMX and of a
+tensor core's, and few enough to be hardly any padding."""
+
 SEQUENCE_FILL = {"input_ids": None, "labels": IGNORED, "attention_mask": 0}
 IMAGE_KEYS = ("pixel_values", "vision_features")
 """One row an image, not one a sample: a text-only sample has none, a list adds several."""
@@ -95,9 +99,20 @@ class PackedCollator(Collator):
     `position_ids` (1, T) int64; `segments` (S, L) int64, of each sample the places of its tokens
     in the row, -1 behind its end; `n_supervised` (S,). Positions start at 0 in each sample, whose
     first label is -100, as nothing stands before it. There is no attention mask.
+
+    With `multiple`, T is one of its multiples: padding stands behind the words of the shortest
+    sample, where none of them sees it, and `n_padding` says how much. Rows of few different
+    lengths are what matrix libraries prepare once.
     """
 
+    def __init__(self, pad_token_id: int, multiple: int = 1) -> None:
+        super().__init__(pad_token_id)
+        if multiple < 1:
+            raise DataError(f"multiple: expected at least 1, found {multiple}")
+        self.multiple = multiple
+
     def _sequences(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        items, n_padding = self._filled_up(items)
         lengths = [len(item["input_ids"]) for item in items]
         if any("attention_mask" in item for item in items):
             raise DataError("packed items are whole samples; they have no attention_mask")
@@ -106,6 +121,8 @@ class PackedCollator(Collator):
             "position_ids": _row([range(length) for length in lengths]),
             "segments": segment_table(lengths),
         }
+        if self.multiple > 1:
+            batch["n_padding"] = n_padding
         if all("labels" in item for item in items):
             labels = _row([item["labels"] for item in items])
             if labels.shape != batch["input_ids"].shape:
@@ -119,6 +136,21 @@ class PackedCollator(Collator):
                 [(part != IGNORED).sum() for part in labels[0].split(lengths)]
             )
         return batch
+
+    def _filled_up(
+        self, items: Sequence[Mapping[str, Any]]
+    ) -> tuple[Sequence[Mapping[str, Any]], int]:
+        """The items, of which the shortest has grown to make the row a multiple; by how much."""
+        lengths = [len(item["input_ids"]) for item in items]
+        missing = -sum(lengths) % self.multiple
+        if not missing:
+            return items, 0
+        shortest = lengths.index(min(lengths))
+        item = dict(items[shortest])
+        for name, fill in (("input_ids", self.pad_token_id), ("labels", IGNORED)):
+            if name in item:
+                item[name] = [*item[name], *[fill] * missing]
+        return [*items[:shortest], item, *items[shortest + 1 :]], missing
 
 
 def segment_table(lengths: Sequence[int]) -> Tensor:

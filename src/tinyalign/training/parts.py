@@ -122,7 +122,7 @@ def find_model(path: str | Path) -> Path:
     raise ConfigError(f"{path}: no model there; expected a run folder, or one with a config.json")
 
 
-def compiles(wanted: str, steps: int) -> bool:
+def _compiles(wanted: str, steps: int) -> bool:
     """Whether a stage of so many steps runs compiled, as the recipe and this machine have it."""
     if wanted == "off" or (wanted == "auto" and steps < WORTH_COMPILING):
         return False
@@ -131,7 +131,7 @@ def compiles(wanted: str, steps: int) -> bool:
 
 def compile_layers(model: TinyAlignForConditionalGeneration, wanted: str, steps: int) -> bool:
     """Compile each layer of the LLM if the recipe wants it; returns whether it did."""
-    if not compiles(wanted, steps):
+    if not _compiles(wanted, steps):
         if wanted == "auto" and steps >= WORTH_COMPILING:
             logger.info("compile: no C++ compiler here, so the LLM runs as it is")
         return False

@@ -50,9 +50,8 @@ class StageArgs:
     """Samples a step, over all devices and accumulated micro-batches."""
     micro_batch_size: int | None = None
     """Samples a device computes at once; by default the whole batch."""
-    packing: bool | None = None
-    """Lay the samples of a micro-batch in one row without padding, none of which sees another. By
-    default where that is faster: everywhere but in compiled layers on a CPU."""
+    packing: bool = True
+    """Lay the samples of a micro-batch in one row without padding, none of which sees another."""
     micro_tokens: int | None = None
     """Most tokens a device computes at once; takes the place of micro_batch_size."""
     rehearse: bool = True

@@ -71,7 +71,8 @@ def work_of(batches: Iterable[Mapping[str, Any]]) -> Work:
     """Samples, tokens, places and images of batches, padded or packed.
 
     `index` has one row a sample. One with nothing to learn from, which only fills a process's
-    share, is not counted. Where `attention_mask` is absent, every place is a token.
+    share, is not counted. Where `attention_mask` is absent, every place but `n_padding` is a
+    token.
     """
     work = Work()
     for batch in batches:
@@ -80,7 +81,8 @@ def work_of(batches: Iterable[Mapping[str, Any]]) -> Work:
         samples = len(batch.get("index", ids))
         work.samples += samples if learned is None else int((learned > 0).sum())
         work.slots += ids.numel()
-        work.tokens += ids.numel() if mask is None else int(mask.sum())
+        tokens = ids.numel() - batch.get("n_padding", 0) if mask is None else int(mask.sum())
+        work.tokens += tokens
         work.images += sum(len(batch[name]) for name in IMAGE_KEYS if name in batch)
     return work
 

@@ -40,7 +40,7 @@ from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.stream import StreamDataset
 from tinyalign.training.throughput import Meter, Work, work_of
 
-NOT_FOR_FORWARD = ("index", "n_supervised", "slot")
+NOT_FOR_FORWARD = ("index", "n_padding", "n_supervised", "slot")
 
 
 class TinyAlignTrainer(Trainer):

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from tinyalign.data.chat import choose_template
-from tinyalign.data.collator import Collator, PackedCollator
+from tinyalign.data.collator import ROW_MULTIPLE, Collator, PackedCollator
 from tinyalign.data.packing import Layout
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
@@ -39,7 +39,6 @@ from tinyalign.training.parts import (
     cast_trained,
     choose_device,
     compile_layers,
-    compiles,
     find_model,
     load_model,
     new_model,
@@ -281,8 +280,9 @@ class Workshop:
         folder = self.folder.stage(self.stage)
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        packed = self._packs(dataset) and enable_packing(self.model) is not None
-        collator = PackedCollator if packed else Collator
+        packed = self.args.packing and enable_packing(self.model) is not None
+        pad_token_id = self.processor.tokenizer.pad_token_id
+        collator = PackedCollator(pad_token_id, ROW_MULTIPLE) if packed else Collator(pad_token_id)
         layout: Layout = "packed" if packed else "padded"
         split = None
         if not isinstance(dataset, StreamDataset):
@@ -299,7 +299,7 @@ class Workshop:
             cross_entropy=self.recipe.model.cross_entropy,
             train_dataset=dataset,
             eval_dataset=held_out,
-            data_collator=collator(self.processor.tokenizer.pad_token_id),
+            data_collator=collator,
         )
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
@@ -314,12 +314,6 @@ class Workshop:
             trainer.add_callback(SaveModelAt(shares, folder, self.processor, dtype))
         add_trackers(trainer, self.recipe, self.stage, folder)
         return trainer
-
-    def _packs(self, dataset: Items) -> bool:
-        if self.args.packing is not None:
-            return self.args.packing
-        steps = planned_steps(self.args, _size(dataset))
-        return self.device.type != "cpu" or not compiles(self.recipe.model.compile, steps)
 
     def _meter(self) -> Meter:
         dtype = self.recipe.model.dtype
