@@ -110,11 +110,7 @@ ABLATIONS = {
         "cached vision features (tower at every step)", setting="data.cache", value="none"
     ),
     "tokens": Ablation("cached token ids", setting="data.cache_tokens", value=False),
-    "layout": Ablation(
-        "padded rows in compiled layers on a CPU (packed instead)",
-        setting="STAGE.packing",
-        value=True,
-    ),
+    "layout": Ablation("packed rows (padded instead)", setting="STAGE.packing", value=False),
     "logits": Ablation("logits at supervised positions only", patch=_full_logits),
     "compile": Ablation("compiled layers", setting="model.compile", value="off"),
     "attention": Ablation(
