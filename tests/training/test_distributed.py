@@ -108,6 +108,25 @@ def test_two_processes_train_what_one_does(stages: Recipe) -> None:
 
 
 @pytest.mark.slow
+def test_adapters_of_two_processes_are_those_of_one(stages: Recipe) -> None:
+    pytest.importorskip("peft")
+    recipe = replace(stages, finetune=replace(stages.finetune, language="lora"))
+    assert_same_run(train(recipe).folder, launched(recipe))
+
+
+@pytest.mark.slow
+def test_in_bfloat16_two_processes_stay_close_to_one(stages: Recipe) -> None:
+    """Sums in another order are other numbers there: within 0.5 %, as bfloat16 is of float32."""
+    recipe = replace(stages, model=replace(stages.model, dtype="bfloat16"))
+    one, two = (
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+        for folder in (train(recipe).folder, launched(recipe))
+    )
+    assert len(one) == 8
+    assert two == pytest.approx(one, rel=5e-3)
+
+
+@pytest.mark.slow
 def test_the_split_of_a_step_changes_nothing(stages: Recipe) -> None:
     """Four samples a step: one process at once, two with two each, two with accumulation."""
     one = train(stages).folder

@@ -26,6 +26,8 @@ from tinyalign.training.stage_args import StageArgs
 from tinyalign.training.stream import StreamDataset, read_ahead
 from tinyalign.training.workshop import Workshop
 
+from .launching import finished, said, start
+
 
 def as_tars(pairs: Path, folder: Path, shards: int) -> str:
     """The pairs of a LLaVA file as tars; returns a glob of them."""
@@ -145,6 +147,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(streamed, tmp_path, monkeypatc
     assert len(losses[0]) == 9
     assert losses[0] == losses[1]
     weights = [(run.model / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_stream_and_go_on_after_a_kill(streamed, tmp_path):
+    # A rehearsal would count among the steps of the process that is to die.
+    stage = replace(streamed.pretrain, rehearse=False)
+
+    def run(name, code, **dies):
+        recipe = replace(streamed, pretrain=stage, output=str(tmp_path / name))
+        codes = finished(start(recipe, processes=2, **dies))
+        assert all((found == 0) == (code == 0) for found in codes), said(recipe)
+        return Path(recipe.output)
+
+    whole = run("whole", 0)
+    run("killed", -9, dies=("step", 6), who=1)
+    resumed = run("killed", 0)
+    assert "going on from checkpoint-4" in (resumed / "log.txt").read_text()
+    losses = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+        for folder in (whole, resumed)
+    ]
+    assert len(losses[0]) == 9
+    assert losses[0] == losses[1]
+    weights = [(folder / "model/model.safetensors").read_bytes() for folder in (whole, resumed)]
     assert weights[0] == weights[1]
 
 
