@@ -352,14 +352,17 @@ def table(summary: dict[str, Any]) -> str:
     arms = summary["arms"]
     steps = list(next(iter(arms.values()))["loss"])
     ciders = [f"CIDEr @{step}" for step in steps]
-    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps), *ciders, "BLEU-4"]
+    head = ["arm", "seeds", "trained", *(f"loss @{step}" for step in steps)]
+    head += [", ".join(f"@{step}" for step in steps).replace("@", "CIDEr @", 1), "BLEU-4"]
     rows = [head, ["---"] * len(head)]
     for entry in arms.values():
         trained = f"{entry['trained_parameters'] / 1e6:.2f} M"
         cells = [entry["form"], str(len(entry["seeds"])), trained]
         cells += [f"{entry['loss'][step][0]:.3f}" for step in steps]
-        cells += [captioned(entry["captions"][step], "cider") for step in steps]
-        rows.append([*cells, captioned(entry["captions"][steps[-1]], "bleu4")])
+        *earlier, last = (entry["captions"][step] for step in steps)
+        ciders_so_far = [f"{one['cider']['value']:.3f}" if one else "–" for one in earlier]
+        cells += [", ".join([*ciders_so_far, captioned(last, "cider")])]
+        rows.append([*cells, captioned(last, "bleu4")])
     text = markdown(rows)
     if "best" not in arms:
         return text
