@@ -85,6 +85,27 @@ def test_one_pair_is_added_replaced_and_removed(report, run, bank: Path, made: P
     assert "2 removed; 11 entries now" in out
 
 
+def test_an_update_keeps_source_and_instruction_unless_others_are_given(
+    report, bank: Path, made: Path
+) -> None:
+    image = ("--image", made / "more" / "52.png")
+    asked = ("--instruction", "Who is it?", "--source", "pets")
+    report("add", bank, *image, *asked, "--text", "Ada", "--id", "ada")
+    report("update", bank, *image, "--text", "Bob", "--id", "ada")
+    found = report("search", bank, *image, "--source", "pets")["found"]
+    assert [(one["id"], one["text"]) for one in found] == [("ada", "Who is it? Bob")]
+    report("update", bank, *image, "--text", "Bob", "--id", "ada", "--source", "people")
+    assert report("info", bank)["sources"]["people"] == 1
+
+
+def test_a_search_that_is_like_nothing_removes_nothing(report, run, bank: Path) -> None:
+    search = ("bank", "remove", bank, "--text", "zzyzx", "--k", 3)
+    code, _, errors = run(*search)
+    assert (code, "no key is anything like this search" in errors) == (2, True)
+    assert report("info", bank)["count"] == 12
+    assert len(report(*search[1:], "--at-least", -1, "--dry-run")["listed"]) == 3
+
+
 def test_a_search_removes_no_more_than_allowed(
     report, bank: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +178,11 @@ REFUSED = {
     "its sources are pairs.json": ("remove", "BANK", "--source", "elsewhere"),
     "no entry came from elsewhere": ("search", "BANK", "--text", "a", "--source", "elsewhere"),
     "recall is a share": ("search", "BANK", "--text", "a", "--recall", "3"),
+    "--text is empty": ("add", "BANK", "--image", "x.png", "--text", " "),
+    "--id is empty": ("remove", "BANK", "--id", ""),
+    "--batch-size must be at least 1, found 0": ("add", "BANK", "DATA", "--batch-size", "0"),
+    "--workers must be at least 0, found -1": ("add", "BANK", "DATA", "--workers=-1"),
+    "--near is a cosine": ("audit", "--bank", "BANK", "--data", "DATA", "--near", "5"),
     "nowhere": ("merge", "BANK", "nowhere", "--out", "OUT"),
     "entries.parquet: not found": ("import", "BANK", "--out", "OUT"),
 }

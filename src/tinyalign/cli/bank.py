@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyalign.cli.encoding import bank_encoder
-from tinyalign.cli.options import POSITIONAL
+from tinyalign.cli.options import POSITIONAL, refuse_blank
 from tinyalign.cli.output import columns, facts, say, say_json, say_table, size
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.log import logger
@@ -177,13 +177,18 @@ def bank_search(args: BankSearchArgs) -> int:
         say_json({"bank": bank.folder, "k": args.k, "found": found})
     else:
         say_table(hits_table(hits))
-    if hits and all(abs(hit.score) < UNRELATED for hit in hits):
+    if not are_related(hits):
         logger.warning(
             "no key is anything like this search, so these are just some entries; %s keys know "
             "images and %s", bank.manifest.key_kind,
             "texts" if bank.manifest.key_kind == "aligned" else "instructions, but no answers",
         )  # fmt: skip
     return 0
+
+
+def are_related(hits: Sequence[Hit]) -> bool:
+    """Whether a search found anything that is like it; True where it found nothing at all."""
+    return not hits or any(abs(hit.score) >= UNRELATED for hit in hits)
 
 
 def hits_table(hits: Sequence[Hit]) -> Any:
@@ -204,6 +209,7 @@ class Finder:
     def __post_init__(self) -> None:
         if self.image is None and self.text is None:
             raise ConfigError("nothing to search by; give --image FILE, --text WORDS, or both")
+        refuse_blank(text=self.text)
 
     def nearest(
         self,

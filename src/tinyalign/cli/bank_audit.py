@@ -46,6 +46,13 @@ class BankAuditArgs(DataOptions):
     json: bool = False
     """Print the report, the list in it, as JSON."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ConfigError(f"--k must be at least 1, found {self.k}")
+        if not -1 <= self.near <= 1:
+            raise ConfigError(f"--near is a cosine, from -1 to 1, found {self.near:g}")
+
 
 def bank_audit(args: BankAuditArgs) -> int:
     """Look for evaluation data in a bank: the same images, ids and texts, and nearly the same keys.
@@ -88,6 +95,7 @@ def bank_audit(args: BankAuditArgs) -> int:
 
 
 def _write(path: Path, found: Audit) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         lines = [jsonlib.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found.found]
         path.write_text("".join(lines), encoding="utf-8")

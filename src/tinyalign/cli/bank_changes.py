@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tinyalign.cli.bank import Finder
+from tinyalign.cli.bank import Finder, are_related
 from tinyalign.cli.encoding import bank_encoder, say_skipped, skipped_list
-from tinyalign.cli.options import NAME, POSITIONAL, DataOptions
+from tinyalign.cli.options import NAME, POSITIONAL, DataOptions, refuse_blank
 from tinyalign.cli.output import columns, say, say_json, say_table
 from tinyalign.errors import ConfigError
 
@@ -68,6 +68,7 @@ class BankAddArgs(DataOptions):
             raise ConfigError("a memory is an image and a text; give both --image and --text")
         if self.path and (self.instruction is not None or self.id is not None):
             raise ConfigError("--instruction and --id are for one pair, with --image and --text")
+        refuse_blank(text=self.text, id=self.id)
 
 
 def bank_add(args: BankAddArgs) -> int:
@@ -83,7 +84,8 @@ def bank_update(args: BankAddArgs) -> int:
     """Replace the pairs whose ids are in the bank, and add those whose ids are not.
 
     An old entry goes in the same step in which its new one comes; where the new one cannot be
-    made, the old one stays.
+    made, the old one stays. One pair given with --image and --text keeps the --source and the
+    --instruction of the entry it replaces where they are not given.
     """
     if not args.path and args.id is None:
         raise ConfigError("which entry is to be replaced? give its --id")
@@ -96,7 +98,7 @@ def _add(args: BankAddArgs, update: bool) -> int:
     from tinyalign.training.parts import choose_device
 
     bank = MemoryBank.open(args.bank)
-    samples = _pairs(args)
+    samples = _pairs(_as_before(args, bank) if update else args)
     change = add_samples(
         args.bank,
         samples,
@@ -110,6 +112,18 @@ def _add(args: BankAddArgs, update: bool) -> int:
     if not args.json:
         say_skipped(change.skipped, say)
     return 0
+
+
+def _as_before(args: BankAddArgs, bank: MemoryBank) -> BankAddArgs:
+    """One pair, with what is not given taken from the entry that it replaces."""
+    rows = bank.entries.rows_with("id", [args.id]) if args.id is not None else []
+    there = bank.entries.at([row for row in rows if row not in bank.removed])
+    if not there:
+        return args
+    old = next(iter(there.values()))
+    source = old.source if args.source is None else args.source
+    instruction = old.instruction if args.instruction is None else args.instruction
+    return replace(args, source=source, instruction=instruction)
 
 
 def _pairs(args: BankAddArgs) -> Sequence[Sample]:
@@ -191,6 +205,7 @@ class BankRemoveArgs:
             raise ConfigError("--k and --at-least are for a search; give --image or --text")
         if self.k is not None and self.k < 1:
             raise ConfigError(f"--k must be at least 1, found {self.k}")
+        refuse_blank(text=self.text, id=self.id)
 
 
 def bank_remove(args: BankRemoveArgs) -> int:
@@ -234,4 +249,9 @@ def _to_remove(args: BankRemoveArgs, bank: MemoryBank) -> list[Entry]:
     find = Finder(args.image, args.text, args.vision, args.device)
     least = float("-inf") if args.at_least is None else args.at_least
     hits = find.nearest(bank, args.k, args.source, "exact", at_least=least)
+    if args.at_least is None and not are_related(hits):
+        raise ConfigError(
+            f"{bank.folder}: no key is anything like this search, so what it finds are just some "
+            "entries and none was removed; name entries by --id, or give --at-least"
+        )
     return [hit.entry for hit in hits]

@@ -17,6 +17,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from tinyalign.errors import ConfigError
 from tinyalign.training.recipe import RECIPE_ONLY, DataSource
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ REST = {"rest": True}
 """The field (list[str]) takes every option that is no field's, as it was typed."""
 NAME = "name"
 """What the option is called, where it is not called as the field."""
+LEAST = {"batch_size": 1, "workers": 0}
+"""Options that must not be lower, whatever verb they are of."""
 
 
 @dataclass(kw_only=True)
@@ -67,7 +70,18 @@ def parse(function: Callable[..., int], prog: str, argv: Sequence[str]) -> Any:
     }
     if takes_rest is not None:
         values[takes_rest] = others
+    for name, least in LEAST.items():
+        if values.get(name) is not None and values[name] < least:
+            raise ConfigError(f"{_flag(name)} must be at least {least}, found {values[name]}")
     return cls(**values)
+
+
+def refuse_blank(**given: str | Sequence[str] | None) -> None:
+    """ConfigError for an option, or one of its values, that is given without a word in it."""
+    for name, value in given.items():
+        values = [value] if isinstance(value, str) else value or ()
+        if not all(one.strip() for one in values):
+            raise ConfigError(f"{_flag(name)} is empty; give it a value, or leave it out")
 
 
 def arguments_class(function: Callable[..., int]) -> Any:
