@@ -55,6 +55,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         "control: learned 32-token soft prompt",
         {**PAPER_FORM, "memory.control": "soft_prompt"},
     ),
+    "soft_prompt_large": (
+        "the same with as many parameters as the best form",
+        {**PAPER_FORM, "memory.control": "soft_prompt", "memory.hidden_size": 1578},
+    ),
     "random": ("control: best form, random neighbours", {"memory.control": "random_neighbours"}),
     "untrained": (
         "control: best form, untrained Perceiver",
@@ -76,6 +80,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 LINES = {
     "baseline": "#888888",
     "soft_prompt": "#b07aa1",
+    "soft_prompt_large": "#d4a6c8",
     "random": "#edc948",
     "untrained": "#e15759",
     "paper": "#4e79a7",
