@@ -147,6 +147,23 @@ def test_verify_names_every_damage(run, bank: Path) -> None:
     assert run("bank", "verify", bank / "nowhere")[0] == 2
 
 
+def test_verify_names_a_damaged_index_and_a_search_makes_it_anew(run, report, bank: Path) -> None:
+    pytest.importorskip("faiss")
+    search = ("search", bank, "--text", "colour", "--engine", "ivf", "--recall", 0.9)
+    found = report(*search)
+    index = bank / "index" / "ivf-1.faiss"
+    content = bytearray(index.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    index.write_bytes(content)
+    code, out, _ = run("bank", "verify", bank, "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert code == 1
+    assert "ivf-1.faiss: expected hash" in problem
+    assert "makes it anew" in problem
+    assert report(*search) == found
+    assert report("verify", bank)["ok"]
+
+
 def test_an_audit_lists_what_the_bank_knows(report, run, bank, made: Path, tmp_path: Path) -> None:
     mixed = made / "p" / "pairs.json"
     found = report("audit", "--bank", bank, "--data", mixed, "--limit", 5)

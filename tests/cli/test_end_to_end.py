@@ -136,5 +136,6 @@ def check_asking(run, report, workplace: Path, folder: Path) -> None:
     alone = run("ask", "what?", "--model", folder, *image)
     assert alone[0] == 0
     assert "answers from its weights alone" in " ".join(alone[2].split())
-    one = report("ask", "--model", folder, "--bank", folder, *image, "--k", 1)
+    exact = ("--engine", "exact")
+    one = report("ask", "--model", folder, "--bank", folder, *image, "--k", 1, *exact)
     assert (len(one["memories"]), one["question"]) == (1, "")

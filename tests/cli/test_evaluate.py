@@ -70,6 +70,22 @@ def test_one_flag_each_for_what_retrieval_did(evaluate, judged: Path, tmp_path: 
     assert len({rows[row]["metrics"]["loss"]["value"] for row in rows}) == 4
 
 
+def test_how_the_bank_is_searched_may_be_said_and_stands_in_the_results(
+    evaluate, judged: Path, tmp_path: Path
+):
+    pytest.importorskip("faiss")
+    few = ("--bank", judged / "bank", "--no-loss")
+    ivf = ("--engine", "ivf", "--recall", 0.9)
+    code, out, errors = evaluate(*few, *ivf, "--out", tmp_path / "ivf", "--json")
+    assert code == 0, errors
+    assert json.loads(out)["settings"]["search"] == {"engine": "ivf", "recall": 0.9}
+    assert (judged / "bank" / "index" / "ivf-1.faiss").is_file()
+    code, _, errors = evaluate(*few, "--out", tmp_path / "ivf")
+    assert code == 2
+    assert "other settings" in errors
+    assert "none was given" in " ".join(evaluate(*ivf, "--out", tmp_path / "no")[2].split())
+
+
 def test_the_precision_is_the_saved_one_or_the_one_asked_for(evaluate, tmp_path: Path):
     found = {}
     for name in ("auto", "bfloat16", "float32"):

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-import json
 import logging
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tinyalign.memory.approximate import FOLDER, IvfSearch
+from tinyalign.memory.approximate import IvfSearch
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.editor import BankEditor, compact
+from tinyalign.memory.index_note import FOLDER, IndexNote, index_path
 from tinyalign.memory.search import exact_topk
 
 faiss = pytest.importorskip("faiss")
@@ -32,13 +35,18 @@ def made_bank(made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bank(made_bank: Path, tmp_path: Path) -> MemoryBank:
-    import shutil
-
     return MemoryBank.open(shutil.copytree(made_bank, tmp_path / "bank"))
 
 
-def notes(bank: MemoryBank) -> dict:
-    return json.loads(next((bank.folder / FOLDER).glob("*.json")).read_text())
+def notes(bank: MemoryBank) -> IndexNote:
+    return IndexNote.read(index_path(bank).with_suffix(".json"))
+
+
+def flip(path: Path, place: int) -> None:
+    """Damage one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
 
 
 def share_found(search: IvfSearch, bank: MemoryBank) -> float:
@@ -54,7 +62,7 @@ def test_the_recall_asked_for_is_reached_and_no_more_is_looked_at(bank, recall: 
     search = IvfSearch.of(bank, recall)
     assert search.recall >= recall
     assert share_found(search, bank) >= recall - 0.05  # on other keys than it was tuned on
-    assert notes(bank)["rows"] == bank.rows
+    assert notes(bank).rows == bank.rows
     if recall == 0.5:
         assert search.nprobe < search.nlist
 
@@ -79,7 +87,7 @@ def test_rows_added_later_are_found_without_training_anew(made, bank, monkeypatc
     bank.refresh()
     monkeypatch.setattr("tinyalign.memory.approximate._trained", None)
     search = IvfSearch.of(bank, 0.9)
-    assert search.index.ntotal == notes(bank)["rows"] == 2120
+    assert search.index.ntotal == notes(bank).rows == 2120
     rows = search.topk(made.rows_for([107])[0], 1)[0]
     assert rows.tolist() == [[2107]]
 
@@ -93,22 +101,66 @@ def test_a_kept_index_is_read_and_gives_the_same(bank, monkeypatch) -> None:
     assert all(map(torch.equal, first, again))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "notes", "of another bank", "crossed"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "notes", "missing", "crossed"])
 def test_an_index_that_cannot_be_used_is_made_anew(bank, damage: str) -> None:
-    """It is a cache. crossed: a kill between the index and what is noted of it."""
+    """It is a cache. crossed: the note of another index file."""
     IvfSearch.of(bank, 0.9)
-    path = next((bank.folder / FOLDER).glob("*.faiss"))
+    path = index_path(bank)
     told = path.with_suffix(".json")
     if damage in ("truncated", "empty"):
         path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
+    elif damage == "missing":
+        path.unlink()
     elif damage == "notes":
         told.write_text("{")
     else:
-        change = {"of": "another"} if damage == "of another bank" else {"rows": 1500}
-        told.write_text(json.dumps(notes(bank) | change))
+        replace(notes(bank), hash="0" * 16).write(told.with_suffix(".tmp"), told)
     search = IvfSearch.of(bank, 0.9)
-    assert search.index.ntotal == notes(bank)["rows"] == bank.rows
+    assert search.index.ntotal == notes(bank).rows == bank.rows
     assert share_found(search, bank) >= 0.85
+
+
+def test_an_index_with_flipped_bytes_is_made_anew_and_the_log_says_so(bank, caplog) -> None:
+    IvfSearch.of(bank, 0.9)
+    path = index_path(bank)
+    whole = path.read_bytes()
+    flip(path, len(whole) // 2)
+    with caplog.at_level(logging.INFO, logger="tinyalign"):
+        IvfSearch.of(MemoryBank.open(bank.folder), 0.9)
+    assert re.search(r"ivf-1\.faiss: expected hash \w+, found \w+; it is damaged", caplog.text)
+    assert path.read_bytes() == whole
+
+
+def add(made, folder: Path, numbers: list[int]) -> MemoryBank:
+    with BankEditor(folder) as editor:
+        editor.append(*made.rows_for(numbers))
+        editor.commit("more")
+    return MemoryBank.open(folder)
+
+
+@pytest.mark.parametrize("later", [[], [140, 141]])
+def test_an_index_of_rows_that_a_restored_bank_does_not_have_is_made_anew(
+    made, bank, tmp_path: Path, later: list[int]
+) -> None:
+    """The bank's files come back from a copy, other rows are added, and index/ stayed."""
+    copy = shutil.copytree(bank.folder, tmp_path / "copy")
+    IvfSearch.of(add(made, bank.folder, list(range(100, 120))), 0.9)
+    shutil.move(bank.folder / FOLDER, copy / FOLDER)
+    restored = add(made, copy, list(range(120, 140)) + later)
+    search = IvfSearch.of(restored, 1.0)
+    rows = search.topk(made.rows_for([127])[0], 1)[0]
+    assert rows.tolist() == [[2107]]
+    assert search.index.ntotal == notes(restored).rows == restored.rows
+
+
+def test_commits_that_were_merged_since_hold_the_same_rows(made, bank, monkeypatch) -> None:
+    IvfSearch.of(add(made, bank.folder, [100, 101]), 0.9)
+    before = len(MemoryBank.open(bank.folder).manifest.segments)
+    grown = add(made, bank.folder, [102, 103])
+    assert len(grown.manifest.segments) == before  # the two rows of 100 and 101 are merged into it
+    monkeypatch.setattr("tinyalign.memory.approximate._trained", None)
+    search = IvfSearch.of(grown, 0.9)
+    assert search.topk(made.rows_for([101, 103])[0], 1)[0].tolist() == [[2101], [2103]]
 
 
 def test_a_compacted_bank_gets_an_index_of_its_own(bank) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinyalign.data.images import load_image
-from tinyalign.errors import BankError
+from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.attach import attach_memory, detach_memory
 from tinyalign.memory.retriever import Exclusion
 from tinyalign.model.build import build_model
@@ -82,6 +82,17 @@ def test_fewer_memories_than_the_model_has_room_for(pair, bank, samples) -> None
     model.generate(**inputs(processor, samples[4]), max_new_tokens=1)
     assert model.last_retrieval.ids == [["s4"]]
     assert model.last_retrieval.mask.tolist() == [[True, False, False]]
+
+
+def test_how_the_bank_is_searched_may_be_said(pair, bank) -> None:
+    retriever = attach_memory(*pair, bank.folder)
+    assert (retriever.index.engine, retriever.index.recall) == ("auto", 0.95)
+    assert retriever.search_settings == {}
+    retriever = attach_memory(*pair, bank.folder, engine="ivf", recall=0.5)
+    assert (retriever.index.engine, retriever.index.recall) == ("ivf", 0.5)
+    assert retriever.search_settings == {"engine": "ivf", "recall": 0.5}
+    with pytest.raises(ConfigError, match="expected auto, exact or ivf"):
+        attach_memory(*pair, bank.folder, engine="hnsw")
 
 
 def test_without_a_bank_there_are_no_placeholders_and_no_queries(pair, bank, samples) -> None:

@@ -13,6 +13,7 @@ from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.audit import audit, audit_samples
 from tinyalign.memory.changes import remove_entries
+from tinyalign.memory.index import EXACT_UP_TO, KeyIndex
 
 from .conftest import make_sample, png
 
@@ -103,6 +104,13 @@ def test_unusable_samples_are_listed_or_stop_it(bank, samples, vision, tmp_path:
         audit_samples(bank, [samples[1], bad], vision, strict=True)
     with pytest.raises(BankError, match="none of 1 samples"):
         audit_samples(bank, [bad], vision)
+
+
+def test_an_audit_is_exact_whatever_the_bank_s_size(bank, samples, vision, monkeypatch) -> None:
+    expected = audit_samples(bank, samples, vision)
+    monkeypatch.setitem(EXACT_UP_TO, "cpu", 0)
+    monkeypatch.setattr(KeyIndex, "_ivf", None)
+    assert audit_samples(bank, samples, vision) == expected
 
 
 def test_workers_change_nothing(bank, samples, vision) -> None:

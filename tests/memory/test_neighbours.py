@@ -10,7 +10,7 @@ from tinyalign.data.images import image_hash, load_image
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.editor import BankEditor
-from tinyalign.memory.index import KeyIndex
+from tinyalign.memory.index import EXACT_UP_TO, KeyIndex
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 
 
@@ -51,6 +51,14 @@ def test_neither_search_nor_controls_ever_pick_the_own_entry_or_image(
     allowed = [12 - len(rows) for rows in table.excluded]
     assert table.mask.sum(dim=1).tolist() == [min(k, n) for n in allowed]
     assert sorted(set(allowed)) == [10, 11]  # pairs of samples share three of the pictures
+
+
+def test_a_table_is_exact_whatever_the_bank_s_size(bank, queries, names, monkeypatch) -> None:
+    expected = NeighbourTable.build(bank, queries, *names, k=5)
+    monkeypatch.setitem(EXACT_UP_TO, "cpu", 0)
+    monkeypatch.setattr(KeyIndex, "_ivf", None)
+    found = NeighbourTable.build(bank, queries, *names, k=5)
+    assert torch.equal(found.indices, expected.indices)
 
 
 def test_without_exclusion_everybody_finds_himself(bank, queries, names) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from tinyalign.cli.options import POSITIONAL
 from tinyalign.cli.output import columns, say, say_json, say_table
+from tinyalign.cli.searching import SearchOptions
 from tinyalign.errors import ConfigError
 
 
 @dataclass(kw_only=True)
-class AskArgs:
+class AskArgs(SearchOptions):
     """Arguments of `tinyalign ask`."""
 
     question: str = field(default="", metadata=POSITIONAL)
@@ -50,7 +51,9 @@ def ask(args: AskArgs) -> int:
     if args.show_memories and args.bank is None:
         raise ConfigError("--show-memories needs a --bank that memories come from")
     image = load_image(ImageRef(path=args.image))  # before the model: this fails fast
-    loaded = load(args.model, args.bank, k=args.k, device=args.device)
+    loaded = load(
+        args.model, args.bank, k=args.k, device=args.device, engine=args.engine, recall=args.recall
+    )
     set_seed(args.seed)
     found = answer(
         loaded.model, loaded.processor, image, args.question, max_new_tokens=args.max_new_tokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tinyalign.cli.encoding import bank_encoder
 from tinyalign.cli.options import POSITIONAL, refuse_blank
 from tinyalign.cli.output import columns, facts, say, say_json, say_table, size
+from tinyalign.cli.searching import SearchOptions
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.log import logger
 from tinyalign.memory.index import RECALL, Engine, Index
@@ -95,15 +96,18 @@ class BankVerifyArgs(BankArgs):
 def bank_verify(args: BankVerifyArgs) -> int:
     """Read every byte of a bank and name all damage: hashes, counts, dimensions, orphan rows.
 
+    A kept index of approximate search is read too; it is a cache, and a damaged one is made anew.
     Ends with exit code 1 if anything is wrong.
     """
     from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.index_note import index_problems
     from tinyalign.memory.manifest import MANIFEST
     from tinyalign.serving.load import find_bank
 
     folder = find_bank(args.bank)
     try:
-        found = list(MemoryBank.open(folder).problems())
+        bank = MemoryBank.open(folder)
+        found = [*bank.problems(), *index_problems(bank)]
     except BankError as error:
         if not (Path(folder) / MANIFEST).is_file():
             raise
@@ -138,7 +142,7 @@ def bank_log(args: BankLogArgs) -> int:
 
 
 @dataclass(kw_only=True)
-class BankSearchArgs(BankArgs):
+class BankSearchArgs(SearchOptions, BankArgs):
     """Arguments of `tinyalign bank search`."""
 
     bank: str = field(metadata=POSITIONAL)
@@ -151,10 +155,6 @@ class BankSearchArgs(BankArgs):
     """How many memories to find."""
     source: list[str] = field(default_factory=list)
     """Only memories from this data set; give it again for another one."""
-    engine: Engine = "auto"
-    """"exact", "ivf" (approximate, for very large banks), or by the bank's size."""
-    recall: float = RECALL
-    """Share of the true nearest that an approximate search must find."""
     vision: str | None = None
     """Vision encoder; by default the one that the bank names."""
     device: str = "auto"

@@ -10,6 +10,7 @@ from tinyalign.cli.benchmark import BenchmarkOptions, about, check_untouched, op
 from tinyalign.cli.lmms_eval import evaluate_lmms_eval
 from tinyalign.cli.options import NAME, DataOptions
 from tinyalign.cli.output import columns, facts, say, say_json, say_table
+from tinyalign.cli.searching import SearchOptions
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
 from tinyalign.training.recipe import RECIPE_ONLY, DataSource
@@ -24,7 +25,7 @@ TASK_ONLY = ("format", "image_folder", "split", "prompt", "captions")
 
 
 @dataclass(kw_only=True)
-class EvaluateArgs(BenchmarkOptions, DataOptions):
+class EvaluateArgs(BenchmarkOptions, SearchOptions, DataOptions):
     """Arguments of `tinyalign evaluate`."""
 
     model: str
@@ -120,8 +121,9 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
     shard = None if args.shard is None else Shard.parse(args.shard)
     samples, settings = _asked(args)
     loaded = load(
-        args.model, args.bank, k=args.k, device=local_device(args.device), dtype=args.dtype
-    )
+        args.model, args.bank, k=args.k, device=local_device(args.device), dtype=args.dtype,
+        engine=args.engine, recall=args.recall,
+    )  # fmt: skip
     settings |= {
         "out": args.out,
         "seed": args.seed,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TAKEN = (
     "lmms_eval", "include_path", "model", "bank", "out", "resume", "memory", "k", "limit",
-    "batch_size", "seed", "device", "strict", "train_data", "json",
+    "batch_size", "seed", "device", "strict", "train_data", "json", "engine", "recall",
 )  # fmt: skip
 """Options that mean something here; lmms-eval's task files decide the others."""
 
@@ -42,6 +42,8 @@ def evaluate_lmms_eval(args: EvaluateArgs) -> int:
         batch_size=args.batch_size,
         device=args.device,
         seed=args.seed,
+        engine=args.engine,
+        recall=args.recall,
     )
     seen = _Seen(args, model)
     if args.strict:
@@ -108,6 +110,7 @@ def _results(
 
     retriever, network = model.retriever, model.answerer.model
     bank = getattr(retriever, "bank", None)
+    search = getattr(retriever, "search_settings", {})
     return Results(
         task=f"lmms-eval/{args.lmms_eval}",
         n=len(found.predictions),
@@ -125,6 +128,7 @@ def _results(
             "batch_size": args.batch_size,
             "without_interval": found.without_interval,
             "images": len({p.image_id for p in found.predictions}),
+            **({"search": search} if search else {}),
         },
         model_hash=hash_tensors(network.state_dict()),
         bank_hash=None if bank is None else bank.hash,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ class _Control:
     def k(self) -> int:
         """Memories a query."""
         return self.retriever.k
+
+    @property
+    def search_settings(self) -> dict[str, Any]:
+        """How the bank is searched, where that is not the default."""
+        return self.retriever.search_settings
 
     def _showing(self, found: MemoryBatch, rows: Tensor) -> MemoryBatch:
         """`found` with the memories at `rows` (B, k) of the bank instead, -1 for none."""

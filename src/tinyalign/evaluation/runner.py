@@ -183,6 +183,7 @@ def _draft(
 ) -> Results:
     """All of the results that is known before the first sample."""
     model, retriever = judge.model, judge.retriever
+    search = getattr(retriever, "search_settings", {})
     learned = model.config.memory_source == "soft_prompt" and judge.show_image
     return Results(
         task=task,
@@ -201,6 +202,7 @@ def _draft(
             "dtype": str(model.get_output_embeddings().weight.dtype),
             "device": str(judge.vision.device),
             **({} if judge.loss else {"loss": "not measured"}),
+            **({"search": search} if search else {}),
         },
         model_hash=hash_tensors(model.state_dict()),
         bank_hash=getattr(getattr(retriever, "bank", None), "hash", None),

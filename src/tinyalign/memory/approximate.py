@@ -1,13 +1,12 @@
 """Approximate search with faiss IVF-SQ8, for banks too large to score every key on a CPU.
 
-The index lies in BANK/index/ and is a cache: made when it is missing or of other rows, never the
-truth. How many lists a search looks at is chosen so that the recall asked for is reached, measured
-against exact search on a sample of the bank's own keys.
+The index lies in BANK/index/ and is a cache: made when it is missing, damaged or of other rows,
+never the truth. How many lists a search looks at is chosen so that the recall asked for is
+reached, measured against exact search on a sample of the bank's own keys.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,13 +20,13 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import ConfigError
-from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.files import replace_file
+from tinyalign.memory.index_note import IndexNote, index_path, usable_note
+from tinyalign.memory.manifest import Manifest
 from tinyalign.memory.search import ExactSearch, nothing, rescored
 
-FOLDER = "index"
 SAMPLE = 256  # keys whose neighbours are compared with exact search
 AT = 5  # neighbours compared
 OVERSAMPLE = 8  # candidates rescored exactly, for each neighbour wanted
@@ -71,20 +70,17 @@ class IvfSearch:
     def of(cls, bank: MemoryBank, recall: float) -> IvfSearch:
         """The index of a bank: read, lengthened by rows that were added, or made anew."""
         faiss = _faiss()
-        manifest = bank.manifest
-        path = bank.folder / FOLDER / f"ivf-{manifest.generation}.faiss"
-        of = hash_json([manifest.dataset_hash, manifest.key_hash, manifest.generation])
-        facts = _facts(path)
-        index = _read(faiss, path, bank.rows) if facts and facts["of"] == of else None
-        if facts and index is not None:
-            made = cls(index, bank.keys, facts["nprobe"], facts["recall"])
-            if index.ntotal == facts["rows"] == bank.rows and facts["wanted"] >= recall:
+        path, note = index_path(bank), usable_note(bank)
+        index = None if note is None else _read(faiss, path, note.rows)
+        if note is not None and index is not None:
+            made = cls(index, bank.keys, note.nprobe, note.recall)
+            if note.rows == bank.rows and note.wanted >= recall:
                 return made
-            _add(index, bank.keys, index.ntotal)
+            _add(index, bank.keys, note.rows)
         else:
             made = cls(_trained(faiss, bank.keys), bank.keys, 1, 0.0)
         made._tune(recall)
-        made._save(faiss, path, {"of": of, "wanted": recall})
+        made._save(faiss, path, bank.manifest, recall)
         return made
 
     def _tune(self, wanted: float) -> None:
@@ -105,18 +101,20 @@ class IvfSearch:
                 return
             self.nprobe = min(2 * self.nprobe, self.nlist)
 
-    def _save(self, faiss: Any, path: Path, facts: dict[str, Any]) -> None:
+    def _save(self, faiss: Any, path: Path, manifest: Manifest, wanted: float) -> None:
         """Keep the index beside the bank; a read-only bank is searched without keeping it."""
-        facts |= {"rows": len(self.keys), "nprobe": self.nprobe, "recall": self.recall}
         notes = path.with_suffix(".json")
         mine = f"{os.getpid()}.tmp"  # other readers may be making the same index
         asides = path.with_suffix(f".faiss.{mine}"), path.with_suffix(f".json.{mine}")
         try:
             path.parent.mkdir(exist_ok=True)
             faiss.write_index(self.index, str(asides[0]))
-            asides[1].write_text(json.dumps(facts))
-            for aside, final in zip(asides, (path, notes)):
-                replace_file(aside, final)
+            note = IndexNote.of_file(
+                asides[0], manifest, nprobe=self.nprobe, recall=self.recall, wanted=wanted
+            )
+            notes.unlink(missing_ok=True)  # killed before the new note: no index, not a wrong one
+            replace_file(asides[0], path)
+            note.write(asides[1], notes)
             for other in path.parent.glob("ivf-*.*"):  # of other generations, or left by a kill
                 if other not in (path, notes):
                     other.unlink()
@@ -152,24 +150,14 @@ class IvfSearch:
         return rescored(queries, self.keys, torch.from_numpy(found), k)
 
 
-def _facts(path: Path) -> dict[str, Any] | None:
-    """What was noted of an index when it was made; None if there is none that can be used."""
-    try:
-        facts = json.loads(path.with_suffix(".json").read_bytes())
-        wanted = {"of", "rows", "nprobe", "recall", "wanted"}
-        return facts if path.is_file() and wanted <= facts.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def _read(faiss: Any, path: Path, rows: int) -> Any:
-    """The index in a file; None if it is damaged or of more rows than there are."""
+    """The index in a file; None where faiss cannot read it, or it has not so many rows."""
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        logger.info("search: %s is damaged and made anew (%s)", path, error)
+        logger.info("search: %s cannot be used (%s)", path, error)
         return None
-    return index if index.ntotal <= rows else None
+    return index if index.ntotal == rows else None
 
 
 def _trained(faiss: Any, keys: np.ndarray) -> Any:

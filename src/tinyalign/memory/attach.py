@@ -7,17 +7,25 @@ from typing import Any
 
 from tinyalign.errors import BankError
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.index import RECALL, Engine
 from tinyalign.memory.opening import open_bank
 from tinyalign.memory.retriever import Retriever, check_encoder
 from tinyalign.model.vision import VisionEncoder
 
 
 def attach_memory(
-    model: Any, processor: Any, bank_dir: str | Path, k: int | None = None
+    model: Any,
+    processor: Any,
+    bank_dir: str | Path,
+    k: int | None = None,
+    *,
+    engine: Engine = "auto",
+    recall: float = RECALL,
 ) -> Retriever:
     """Open a bank and set it as the model's retriever; the processor then makes room for it.
 
-    bank_dir: a bank's folder, or the Milvus URI of one.
+    bank_dir: a bank's folder, or the Milvus URI of one. engine, recall: how a folder's bank is
+    searched, see `KeyIndex`; a Milvus server has its own index.
 
     k is by default the model's own; it may be smaller, never larger. The model's encoder and
     the Perceiver it was trained with must be those of the bank. Raises BankError saying which
@@ -32,6 +40,8 @@ def attach_memory(
         slots if k is None else k,
         slots=slots,
         device=str(model.device),
+        engine=engine,
+        recall=recall,
         index=opened.index,
     )
     model.retriever = retriever

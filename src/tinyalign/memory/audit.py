@@ -118,7 +118,8 @@ def audit(
 
     sources: an id counts only with the same source. texts: whole texts, for `same_text`.
     queries (N, d_k): what a model would search by, for self-hits at 1 and k. keys (N, d_k): the
-    keys the samples would have as entries, for near-duplicates from similarity `near` on.
+    keys the samples would have as entries, for near-duplicates from similarity `near` on. Both
+    are searched exactly, whatever the bank's size.
     Raises ConfigError for lengths that differ, and for k or near out of range.
     """
     given = {"image hashes": image_hashes, "sources": sources, "texts": texts}
@@ -131,7 +132,7 @@ def audit(
     same_image = [known.by_image[name] if name else [] for name in image_hashes]
     same_id = [known.with_id(i, sources[n] if sources else None) for n, i in enumerate(ids)]
     own = [sorted({*a, *b}) for a, b in zip(same_image, same_id)]
-    index = KeyIndex(bank, device)
+    index = KeyIndex(bank, device, engine="exact")
     ranks = _ranks(index, queries, own, k)
     close = _near(index, keys, own, near)
     alike = _same_texts(bank, texts, own)

@@ -1,13 +1,13 @@
 """From queries to rows of a bank: exact search, or an approximate one where a bank is very large.
 
-The choice is by size and said in the log. Either way rows come back by exact score, removed
-entries never come back, and a bank that was refreshed is searched as it is now.
+The choice is by size, or the caller's, and said in the log. Either way rows come back by exact
+score, removed entries never come back, and a bank that was refreshed is searched as it is now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -77,6 +77,12 @@ class KeyIndex:
         self._exact: ExactSearch | None = None
         self._of: Manifest | None = None
         self._approximate: Searcher | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for instead of a default: "engine", "recall"."""
+        asked = {"engine": (self.engine, "auto"), "recall": (self.recall, RECALL)}
+        return {name: value for name, (value, default) in asked.items() if value != default}
 
     def topk(
         self,

@@ -92,7 +92,7 @@ class NeighbourTable:
 
         partial: a folder for finished blocks, from which a search that was killed goes on; the
         blocks are removed at the end, and the folder if nothing else is in it. index: searches
-        the bank, where one was made before.
+        the bank, where one was made before; the table is as exact as it is.
 
         ids and image_hashes name the N samples: entries with the same id or the same image are
         left out of a sample's neighbours. exclude_self=False is for a bank that cannot hold the
@@ -110,7 +110,7 @@ class NeighbourTable:
         removed = tuple(bank.removed.tolist())
         asked = data_hash(ids, image_hashes)
         blocks = _Blocks(partial, [bank.hash, removed, asked, hash_tensors({"q": queries}), k])
-        index = index or KeyIndex(bank, device)
+        index = index or KeyIndex(bank, device, engine="exact")
         found: list[tuple[Tensor, Tensor]] = []
         with progress("Searching neighbours", len(queries)) as advance:
             for start in range(0, len(queries), block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -109,6 +109,11 @@ class Retriever:
     def refresh(self) -> bool:
         """Search what was added to the bank since it was opened; returns whether it changed."""
         return self.bank.refresh()
+
+    @property
+    def search_settings(self) -> dict[str, Any]:
+        """How the bank is searched, where that is not the default: for the record."""
+        return getattr(self.index, "settings", {})
 
     @property
     def key_function(self) -> AnyKeyFunction:

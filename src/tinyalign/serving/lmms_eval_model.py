@@ -18,6 +18,7 @@ from tinyalign.evaluation.conversations import Answerer, Conversation
 from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.rows import MemoryMode, with_mode
 from tinyalign.log import logger, progress
+from tinyalign.memory.index import RECALL, Engine
 from tinyalign.serving.load import load
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class LmmsEvalModel:
         max_new_tokens: int = 128,
         seed: int = 0,
         max_batch_size: int | None = None,
+        engine: Engine = "auto",
+        recall: float = RECALL,
     ) -> None:
         """These are the `model_args`.
 
@@ -69,6 +72,7 @@ class LmmsEvalModel:
             max_new_tokens: where a task does not say it.
             seed: of shuffled and random memories.
             max_batch_size: given by lmms-eval; batches are of `batch_size`.
+            engine, recall: how the bank is searched, as of `tinyalign evaluate`.
         """
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -76,7 +80,7 @@ class LmmsEvalModel:
                 "Under lmms-eval TinyAlign runs in one process; `tinyalign evaluate --benchmark` "
                 "runs in several."
             )
-        loaded = load(pretrained, bank, k=k, device=device)
+        loaded = load(pretrained, bank, k=k, device=device, engine=engine, recall=recall)
         self.retriever = with_mode(loaded.retriever, memory, seed)
         self.batch_size = int(batch_size)
         self.answerer = Answerer(loaded.model, loaded.processor, self.retriever, self.batch_size)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from tinyalign.errors import BankError, ConfigError, ModelError
 from tinyalign.log import logger
 from tinyalign.memory.attach import attach_memory
+from tinyalign.memory.index import RECALL, Engine
 from tinyalign.memory.manifest import MANIFEST
 from tinyalign.memory.milvus_address import is_milvus
 from tinyalign.memory.retriever import Retriever
@@ -42,12 +43,15 @@ def load(
     k: int | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "auto",
+    recall: float = RECALL,
 ) -> Loaded:
     """Load a TinyAlign model from its folder or its run folder, and attach a bank.
 
     bank: a bank folder, a run folder, which knows the bank it was trained with, or the Milvus
     URI of a bank. k: memories a question, by default the model's own. device: "auto" takes a GPU
     where there is one. dtype: of tower and LLM, by default as saved; connectors stay float32.
+    engine, recall: how the bank is searched, see `attach_memory`.
 
     Raises ConfigError where there is no model, ModelError for one that is damaged or another
     kind of model, BankError for a bank that is not the model's.
@@ -56,13 +60,20 @@ def load(
     folder = find_model(model)
     if k is not None and bank is None:
         raise ConfigError(f"k = {k} memories were asked for, but no bank to take them from")
+    if bank is None and (engine, recall) != ("auto", RECALL):
+        raise ConfigError(
+            f"engine {engine!r} and recall {recall} say how a bank is searched, but none was "
+            "given; name one, or leave them out"
+        )
     if bank is not None and not is_milvus(bank) and not Path(bank).is_dir():
         raise BankError(f"{bank}: no such folder; name a memory bank, or a run that used one")
     loaded, processor = _from_folder(folder, dtype)
     loaded.to(where).eval()
     retriever = None
     if bank is not None:
-        retriever = attach_memory(loaded, processor, find_bank(bank), k)
+        retriever = attach_memory(
+            loaded, processor, find_bank(bank), k, engine=engine, recall=recall
+        )
     elif loaded.config.memory_k and loaded.config.memory_source == "bank":
         logger.info(
             "%s was trained with %d memories; without a bank it answers from its weights alone",

@@ -163,7 +163,7 @@ class BlockSearch:
     def __init__(self, bank: MemoryBank, memory: MemoryArgs) -> None:
         self.bank, self.memory = bank, memory
         self.compressor = Compressor.load(bank.compressor_folder)
-        self.index = KeyIndex(bank, "cpu")
+        self.index = KeyIndex(bank, "cpu", engine="exact")
 
     def __call__(self, samples: Sequence[Sample], features: Features, number: int) -> Neighbours:
         """Rows and scores for each sample of block `number`; its own entries are excluded."""
