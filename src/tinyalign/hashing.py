@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 DIGITS = 16
+RANGE_BLOCK = 1 << 22  # bytes of a range read at a time
 
 
 def hash_bytes(data: bytes) -> str:
@@ -29,6 +30,17 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()[:DIGITS]
+
+
+def hash_range(path: str | os.PathLike[str], start: int, stop: int) -> str:
+    """Hash of the bytes start..stop-1 of a file, or of those of them that it has."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < stop and (block := file.read(min(RANGE_BLOCK, stop - start))):
+            digest.update(block)
+            start += len(block)
     return digest.hexdigest()[:DIGITS]
 
 

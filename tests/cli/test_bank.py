@@ -132,6 +132,22 @@ def test_a_bank_survives_export_merge_and_import(report, run, bank, tmp_path: Pa
     assert "not empty" in run("bank", "export", bank, "--out", tmp_path / "out")[2]
 
 
+def test_damage_is_neither_merged_nor_exported(run, bank: Path, tmp_path: Path) -> None:
+    with open(bank / "values-1.i8", "r+b") as file:
+        file.write(b"zz")
+    for verb in ("merge", "export"):
+        code, _, errors = run("bank", verb, bank, "--out", tmp_path / "out")
+        assert (code, "values-1.i8: rows 0 to" in errors) == (2, True)
+    assert list(tmp_path.iterdir()) == [bank]
+
+
+def test_an_emptied_bank_is_not_said_to_be_off(report, run, bank: Path) -> None:
+    assert "% off" in run("bank", "info", bank)[1]
+    report("remove", bank, "--source", "pairs.json")
+    report("compact", bank)
+    assert "% off" not in run("bank", "info", bank)[1]
+
+
 def test_verify_names_every_damage(run, bank: Path) -> None:
     assert "every byte is sound" in run("bank", "verify", bank)[1]
     for name in ("keys-1.f16", "values-1.i8"):
@@ -143,7 +159,8 @@ def test_verify_names_every_damage(run, bank: Path) -> None:
     code, out, _ = run("bank", "verify", bank, "--json")
     report = json.loads(out)
     assert (code, report["ok"]) == (1, False)
-    assert "keys-1.f16" in report["problems"][0]
+    for name in ("keys-1.f16: expected", "values-1.i8: rows 0 to"):
+        assert sum(name in problem for problem in report["problems"]) == 1
     assert run("bank", "verify", bank / "nowhere")[0] == 2
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +97,24 @@ def bank(samples, vision, compressor, tmp_path_factory: pytest.TempPathFactory):
     """A committed bank of the twelve samples. Read only: copy the folder to damage it."""
     out = tmp_path_factory.mktemp("bank") / "bank"
     return build_bank(samples, vision, compressor, out, batch_size=4, vision_name="tiny").bank
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`locked(path)`: from now on the file cannot be opened; root could, whatever its mode."""
+    real, paths = {"open": open, "os.open": os.open}, set[str]()
+
+    def refusing(name: str):
+        def opened(path, *arguments, **options):
+            if isinstance(path, str | os.PathLike) and os.path.realpath(path) in paths:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real[name](path, *arguments, **options)
+
+        return opened
+
+    monkeypatch.setattr("builtins.open", refusing("open"))
+    monkeypatch.setattr(os, "open", refusing("os.open"))
+    return lambda path: paths.add(os.path.realpath(path))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from tinyalign.data.images import image_hash
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.audit import audit, audit_samples
+from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.changes import remove_entries
+from tinyalign.memory.compressor import Compressor
 from tinyalign.memory.index import EXACT_UP_TO, KeyIndex
 
-from .conftest import make_sample, png
+from .conftest import make_perceiver, make_sample, png
 
 
 def strangers(count: int):
@@ -28,6 +31,14 @@ def strangers(count: int):
         )
         for i in range(count)
     ]
+
+
+def test_a_perceiver_that_was_replaced_is_no_auditor(bank, samples, vision, tmp_path) -> None:
+    copy = MemoryBank.open(shutil.copytree(bank.folder, tmp_path / "copy"))
+    own = Compressor.load(copy.compressor_folder)
+    Compressor(make_perceiver(seed=1), own.tokenizer, own.key_function).save(copy.compressor_folder)
+    with pytest.raises(BankError, match="it was replaced"):
+        audit_samples(copy, samples, vision)
 
 
 def test_a_bank_knows_all_of_its_own_samples(bank, samples, vision) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from tinyalign.errors import BankError
 from tinyalign.hashing import hash_json
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.changes import remove_entries
+from tinyalign.memory.editor import compact
 
 
 @pytest.fixture
@@ -201,6 +204,26 @@ def test_all_damage_is_named_at_once(copy: Path) -> None:
     problems = list(MemoryBank.open(copy).problems())
     assert len(problems) == 3
     assert all(any(name in problem for problem in problems) for name in FILES)
+
+
+def test_every_file_that_is_missing_or_too_short_is_named(copy: Path) -> None:
+    os.truncate(copy / "keys-1.f16", 3)
+    os.truncate(copy / "values-1.i8", 3)
+    (copy / "compressor" / "tokenizer.json").unlink()
+    with pytest.raises(BankError) as refused:
+        MemoryBank.open(copy)
+    said = str(refused.value).splitlines()
+    names = ("keys-1.f16: expected", "values-1.i8: expected", "tokenizer.json: missing")
+    assert [any(name in line for line in said) for name in names] == [True] * 3
+    assert len(said) == 3
+
+
+def test_a_bank_without_entries_has_lost_nothing_by_its_coding(copy: Path) -> None:
+    bank = MemoryBank.open(copy)
+    assert bank.info()["values_relative_error"] > 0
+    emptied = remove_entries(copy, ids=bank.ids).bank
+    assert emptied.info()["values_relative_error"] == 0
+    assert compact(copy).info()["values_relative_error"] == 0
 
 
 def test_a_missing_folder_is_a_bank_error(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import build_bank
 from tinyalign.memory.changes import add_samples, find_rows, merge_banks, remove_entries
+from tinyalign.memory.compressor import Compressor
 from tinyalign.memory.writer import BankWriter
 
-from .conftest import make_sample
+from .conftest import make_perceiver, make_sample
 
 
 @pytest.fixture
@@ -106,6 +107,16 @@ def test_another_encoder_is_refused(copy: Path, samples, vision, monkeypatch) ->
 # --------------------------------------------------------------------------------------- removing
 
 
+def test_a_perceiver_that_was_replaced_adds_nothing(copy: Path, vision) -> None:
+    folder = MemoryBank.open(copy).compressor_folder
+    own = Compressor.load(folder)
+    Compressor(make_perceiver(seed=1), own.tokenizer, own.key_function).save(folder)
+    before = MemoryBank.open(copy).hash
+    with pytest.raises(BankError, match=r"did not make the bank's values.*it was replaced"):
+        add_samples(copy, [make_sample(20)], vision)
+    assert MemoryBank.open(copy).hash == before
+
+
 def test_entries_go_by_id_source_and_row(copy: Path, vision) -> None:
     extra = [replace(make_sample(i), source="extra") for i in (20, 21)]
     add_samples(copy, extra, vision)
@@ -180,6 +191,29 @@ def test_banks_of_other_models_or_codings_do_not_merge(
     build_bank(samples[:3], vision, compressor, other, values_dtype="float16")
     with pytest.raises(BankError, match="types of values differ: float16 here, int8"):
         merge_banks([halves[0], other], tmp_path / "out")
+
+
+def test_damaged_banks_are_not_merged(halves, tmp_path: Path) -> None:
+    """What is copied gets new hashes: they would call the damage whole."""
+    remove_entries(halves[1], ids=["s5", "s6"])
+    for name in ("values-1.i8", "keys-1.f16", "compressor/model.safetensors"):
+        path = halves[1] / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(BankError, match=f"{name}: .*changed since"):
+            merge_banks(halves, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        path.write_bytes(whole)
+    merged = merge_banks(halves, tmp_path / "out").bank
+    for name, facts in merged.manifest.compressor.items():
+        assert facts == MemoryBank.open(halves[0]).manifest.compressor[name]
+
+
+def test_a_merge_counts_no_coding_loss_of_a_bank_that_was_emptied(halves, tmp_path) -> None:
+    low, high = map(MemoryBank.open, halves)
+    remove_entries(halves[1], ids=high.ids)
+    merged = merge_banks(halves, tmp_path / "out").bank
+    assert merged.manifest.coding_error == low.manifest.coding_error
 
 
 def test_a_failed_merge_spares_an_unfinished_build(halves, tmp_path: Path) -> None:

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 
 from tinyalign.data.images import load_image
 from tinyalign.errors import BankError, ConfigError
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.compressor import Compressor, copy_compressor, load_compressor
+from tinyalign.memory.keys import KeyFunction
 from tinyalign.memory.text import train_tokenizer
 from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+
+from .conftest import make_perceiver
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +125,51 @@ def test_a_perceiver_that_reads_pixels_gets_the_images(samples, compressor, feat
         pixels.values(features[:2], ["a", "b"])
     with pytest.raises(ConfigError, match="features"):
         compressor.values(None, ["a", "b"], images)
+
+
+def test_whoever_may_read_new_files_may_read_all_of_a_compressor(compressor, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        compressor.save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "key.safetensors"])
+def test_a_file_that_cannot_be_read_is_not_called_missing(
+    name, compressor, locked, tmp_path
+) -> None:
+    compressor.save(tmp_path)
+    locked(tmp_path / name)
+    with pytest.raises(BankError, match=rf"{name}: cannot be read \(Permission denied\)"):
+        Compressor.load(tmp_path)
+
+
+# -- a bank's own -------------------------------------------------------------------------------
+
+
+def test_a_banks_compressor_is_the_one_that_made_it(bank, compressor) -> None:
+    found = load_compressor(bank)
+    assert found.hash == compressor.hash == bank.manifest.compressor_hash
+    assert found.key_function.hash == bank.manifest.key_hash
+
+
+@pytest.mark.parametrize("other", ["Perceiver", "key function"])
+def test_another_compressor_in_a_banks_folder_is_refused(other, bank, compressor, tmp_path) -> None:
+    copy = MemoryBank.open(shutil.copytree(bank.folder, tmp_path / "copy"))
+    perceiver, keys = make_perceiver(seed=1), compressor.key_function
+    if other == "key function":
+        perceiver = compressor.perceiver
+        keys = KeyFunction("pooled", 0.5, keys.image_mean, keys.text_table, keys.text_mean)
+    Compressor(perceiver, compressor.tokenizer, keys).save(copy.compressor_folder)
+    message = {"Perceiver": "it was replaced", "key function": "another key function"}[other]
+    with pytest.raises(BankError, match=message):
+        load_compressor(copy)
+
+
+def test_a_compressor_is_copied_only_from_and_to_its_folder(tmp_path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    for name in ("../secret", str(tmp_path / "secret")):
+        with pytest.raises(BankError, match="expected one inside the folder"):
+            copy_compressor([name], tmp_path / "from", tmp_path / "to")

@@ -24,8 +24,10 @@ import pytest
 
 from tinyalign.errors import BankError
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.changes import merge_banks
 from tinyalign.memory.editor import BankEditor, compact
 from tinyalign.memory.lock import WriteLock
+from tinyalign.memory.parquet import export_bank
 from tinyalign.memory.writer import finish_commit
 
 LONG = bool(os.environ.get("TINYALIGN_LONG_TESTS"))
@@ -115,6 +117,14 @@ def remove(made, folder: Path) -> None:
 
 def squeeze(made, folder: Path) -> None:
     compact(folder)
+
+
+def merge(made, folder: Path) -> None:
+    merge_banks([folder], folder.with_name("merged"))
+
+
+def export(made, folder: Path) -> None:
+    export_bank(MemoryBank.open(folder), folder.with_name("exported"))
 
 
 WORKS = [add, remove, squeeze]
@@ -454,9 +464,9 @@ def test_a_file_cut_anywhere_is_found_and_the_file_named(name: str, copy: Path) 
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])
-@pytest.mark.parametrize("do", [add, squeeze])
+@pytest.mark.parametrize("do", [add, squeeze, merge, export])
 def test_damage_is_never_given_a_new_hash(do, name: str, made, copy: Path) -> None:
-    """A commit that rewrites damaged rows must not make `verify` call them whole."""
+    """What rewrites or copies damaged rows must not make `verify` call them whole."""
     content = bytearray((copy / name).read_bytes())
     content[-2] ^= 1
     (copy / name).write_bytes(content)
@@ -466,6 +476,18 @@ def test_damage_is_never_given_a_new_hash(do, name: str, made, copy: Path) -> No
         assert files(copy) == before
     with pytest.raises(BankError, match=name):
         MemoryBank.open(copy).verify()
+    if do in (merge, export):
+        assert said
+        assert list(copy.parent.iterdir()) == [copy]  # nothing was made of it
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+@pytest.mark.parametrize("do", [merge, export])
+def test_what_cannot_be_read_is_named_and_not_the_target(do, name, made, copy, locked) -> None:
+    locked(copy / name)
+    said = refusal(lambda: do(made, copy))
+    assert f"{copy / name}: cannot be read (Permission denied)" in said
+    assert "written" not in said
 
 
 @pytest.mark.parametrize("do", WORKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,35 @@ def test_nothing_is_overwritten(bank: MemoryBank, tmp_path: Path) -> None:
         import_bank(out, bank.folder)
 
 
+def test_a_folder_beside_the_target_is_nobodys_business_but_its_owners(bank, tmp_path) -> None:
+    mine = tmp_path / "out.tmp"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    export_bank(bank, tmp_path / "out")
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.tmp"}
+
+
+def test_an_empty_folder_that_one_is_in_can_be_exported_to(bank, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_bank(bank, ".")
+    assert {path.name for path in tmp_path.iterdir()} == {TABLE, "compressor"}
+    assert os.path.samefile(".", tmp_path)  # not another one in its place
+    import_bank(".", "back").verify()
+
+
+def test_an_export_has_the_rights_of_new_files(bank, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = export_bank(bank, tmp_path / "out")
+        back = import_bank(out, tmp_path / "back").folder
+    finally:
+        os.umask(before)
+    found = [*out.rglob("*"), out, *(back / "compressor").rglob("*")]
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in found}
+    assert modes == {(True, 0o750), (False, 0o640)}
+
+
 def test_a_failed_export_leaves_nothing(bank: MemoryBank, tmp_path: Path, monkeypatch) -> None:
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -88,6 +118,10 @@ def test_a_failed_export_leaves_nothing(bank: MemoryBank, tmp_path: Path, monkey
     with pytest.raises(BankError, match="No space left"):
         export_bank(bank, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BankError, match="No space left"):
+        export_bank(bank, tmp_path / "out")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
 
 
 def edited(folder: Path, change) -> None:

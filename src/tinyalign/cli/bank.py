@@ -60,7 +60,7 @@ def bank_info(args: BankInfoArgs) -> int:
 
 def info_table(info: dict[str, Any], title: str) -> Any:
     """`MemoryBank.info` for people."""
-    loss = f"{100 * info['values_relative_error']:.3f} % off"
+    loss = f", {100 * info['values_relative_error']:.3f} % off" if info["count"] else ""
     rows = [
         ("entries", info["count"]),
         ("removed rows still on disk", info["removed"]),
@@ -68,7 +68,7 @@ def info_table(info: dict[str, Any], title: str) -> Any:
         ("sources", _sources(info["sources"])),
         ("size", size(info["bytes"])),
         ("  of these, the compressor", size(info["compressor_bytes"])),
-        ("values", f"{info['n_latents']} x {info['d_latents']} {info['values_dtype']}, {loss}"),
+        ("values", f"{info['n_latents']} x {info['d_latents']} {info['values_dtype']}{loss}"),
         ("keys", f"{info['key_dim']} {info['keys_dtype']}, {info['key_kind']}"),
         ("the image's share of a key", info["alpha"]),
         ("vision encoder", f"{info['vision_name'] or 'unnamed'} ({info['vision_hash']})"),
@@ -102,12 +102,12 @@ def bank_verify(args: BankVerifyArgs) -> int:
     from tinyalign.memory.bank import MemoryBank
     from tinyalign.memory.index_note import index_problems
     from tinyalign.memory.manifest import MANIFEST
+    from tinyalign.memory.verification import damage
     from tinyalign.serving.load import find_bank
 
     folder = find_bank(args.bank)
     try:
-        bank = MemoryBank.open(folder)
-        found = [*bank.problems(), *index_problems(bank)]
+        found = damage(folder) or list(index_problems(MemoryBank.open(folder)))
     except BankError as error:
         if not (Path(folder) / MANIFEST).is_file():
             raise

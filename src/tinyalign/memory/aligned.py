@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
-from tinyalign.memory.files import write_atomically
+from tinyalign.memory.files import common_mode, write_atomically
 from tinyalign.memory.text import PAD_ID
 
 FORMAT_VERSION = 1
@@ -171,6 +171,7 @@ class AlignedKeyFunction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), folder / "key.safetensors")
+        common_mode(folder / "key.safetensors")
         settings = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,

@@ -20,7 +20,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, DataError, first_few
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import Compressor, load_compressor
 from tinyalign.memory.index import KeyIndex
 from tinyalign.memory.maker import Batches, LeftOut, Prepared, encode
 from tinyalign.memory.retriever import check_encoder
@@ -262,7 +262,7 @@ def audit_samples(
     Raises BankError for another encoder than the bank's, and if no sample could be looked at.
     """
     check_encoder(bank, vision.hash)
-    compressor = Compressor.load(bank.compressor_folder)
+    compressor = load_compressor(bank)
     batches = Batches(samples, range(len(samples)), batch_size, workers=workers)
     seen: list[tuple[Sample, str]] = []
     queries, keys, skipped = [], [], []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -15,14 +13,14 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import BankError
-from tinyalign.hashing import DIGITS, hash_file
+from tinyalign.memory.coding import CodingError
 from tinyalign.memory.entries import Entries, Entry
-from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
+from tinyalign.memory.files import cannot_read
+from tinyalign.memory.manifest import MANIFEST, Manifest
+from tinyalign.memory.verification import damage, removed_rows, wrong_sizes
 from tinyalign.memory.watch import Watch
 
 COMPRESSOR = "compressor"
-DAMAGED = "restore it from a copy or build the bank again"
-HASH_BLOCK = 1 << 22  # bytes read at a time
 
 
 class MemoryBank:
@@ -55,7 +53,7 @@ class MemoryBank:
 
         generation: refuse a bank that was compacted since, because rows were renumbered.
 
-        Raises BankError naming the file that is missing, damaged, too short, or from another
+        Raises BankError naming every file that is missing, damaged, too short, or from another
         format. `verify` checks the content too.
         """
         folder = Path(folder)
@@ -64,14 +62,14 @@ class MemoryBank:
             if generation not in (None, manifest.generation):
                 raise BankError(f"{folder}: was compacted since it was opened; open it anew")
             try:
-                for name, expected in manifest.sizes.items():
-                    _check_size(folder / name, expected)
+                if wrong := wrong_sizes(folder, manifest.sizes):
+                    raise BankError("\n".join(wrong.values()))
                 return cls(folder, manifest)
             except (BankError, OSError) as error:
                 if Manifest.read(folder).hash != manifest.hash:
                     continue  # a writer committed between the two: look again
                 if isinstance(error, OSError):
-                    raise BankError(f"{folder}: cannot be read ({error})") from error
+                    raise cannot_read(folder, error) from error
                 raise
 
     def refresh(self) -> bool:
@@ -101,6 +99,11 @@ class MemoryBank:
     def hash(self) -> str:
         """The bank's identity; changes with any byte of its content."""
         return self.manifest.hash
+
+    @property
+    def coding_error(self) -> CodingError:
+        """What coding the values cost, removed ones included; nothing where no entry is left."""
+        return self.manifest.coding_error if len(self) else CodingError()
 
     @property
     def compressor_folder(self) -> Path:
@@ -137,13 +140,7 @@ class MemoryBank:
 
     def _removed_here(self) -> np.ndarray:
         """Rows that were removed as of this view's own commit."""
-        found, expected = self.entries.removed(), self.manifest.removed
-        if len(found) != expected or (found >= self.rows).any():
-            raise BankError(
-                f"{self.folder}: {len(found)} removed rows below {found.max(initial=-1) + 1}, "
-                f"the manifest says {expected} of {self.rows}; {DAMAGED}"
-            )
-        return found
+        return removed_rows(self.folder, self.manifest, self.entries)
 
     def _not_in(self, other: MemoryBank) -> np.ndarray:
         """Rows whose entries are not in another bank: what this one became when compacted."""
@@ -240,73 +237,9 @@ class MemoryBank:
     def problems(self) -> Iterator[str]:
         """Read every byte; what does not fit the manifest, one sentence each. None: whole.
 
-        If a writer committed meanwhile, it is the bank as it is now that is read.
+        If a writer committed since, it is the bank as it is now that is read.
         """
-        found = list(self._problems())
-        latest = MemoryBank.open(self.folder) if found else self
-        if latest.hash == self.hash:
-            yield from found
-        else:
-            yield from latest.problems()
-
-    def _problems(self) -> Iterator[str]:
-        for name, facts in self.manifest.compressor.items():
-            if problem := _wrong_file(self.folder / name, facts["bytes"], facts["hash"]):
-                yield problem
-        wrong = [self.wrong_segment(one) for one in self.manifest.segments]
-        yield from (problem for problems in wrong for problem in problems)
-        if not any(wrong):
-            yield from self._wrong_ids()
-
-    def wrong_segment(self, one: SegmentRecord) -> list[str]:
-        """What does not fit the record of a segment, after reading every byte of it."""
-        found = list(self._wrong_arrays(one))
-        if problem := _wrong_file(self.folder / one.name, one.bytes, one.hash):
-            return [problem, *found]
-        return [*self._wrong_rows(one), *found]
-
-    def _wrong_ids(self) -> Iterator[str]:
-        """Damage that shows only over all segments: removed rows, and ids that are there twice."""
-        try:
-            gone = set(self._removed_here().tolist())
-        except BankError as error:
-            yield str(error)
-            return
-        live = Counter(
-            name for row, name in enumerate(self.entries.column("id")) if row not in gone
-        )
-        if twice := [name for name, count in live.items() if count > 1]:
-            yield f"{self.folder}: {len(twice)} ids are there twice (first {twice[0]}); {DAMAGED}"
-
-    def _wrong_rows(self, one: SegmentRecord) -> Iterator[str]:
-        path = self.folder / one.name
-        found = Entries([path]).segments[0].rows()
-        expected = set(range(one.start, one.stop))
-        if orphans := sorted(set(found) - expected):
-            yield (
-                f"{path}: {len(orphans)} orphan rows (first {orphans[0]}) that have no key and "
-                f"value, outside {one.start}..{one.stop - 1}; {DAMAGED}"
-            )
-        if missing := sorted(expected - set(found)):
-            yield (f"{path}: {len(missing)} rows without an entry (first {missing[0]}); {DAMAGED}")
-
-    def _wrong_arrays(self, one: SegmentRecord) -> Iterator[str]:
-        for name, record, expected in (
-            (self.manifest.keys_name, self.manifest.key_coding.record, one.keys_hash),
-            (self.manifest.values_name, self.coding.record, one.values_hash),
-        ):
-            path, size = self.folder / name, record.itemsize
-            try:
-                _check_size(path, one.stop * size)
-            except BankError as error:
-                yield str(error)
-                continue
-            found = hash_range(path, one.start * size, one.stop * size)
-            if found != expected:
-                yield (
-                    f"{path}: rows {one.start} to {one.stop - 1} changed since they were "
-                    f"committed (hash {found}, expected {expected}); {DAMAGED}"
-                )
+        yield from damage(self.folder)
 
     def verify(self) -> None:
         """Read every byte: hashes, counts, dimensions, orphan rows. BankError names the damage."""
@@ -329,39 +262,8 @@ class MemoryBank:
             "hash": self.hash,
             "bytes": sum(sizes.values()),
             "compressor_bytes": sum(size for name, size in sizes.items() if name in files),
-            "values_relative_error": self.manifest.coding_error.relative,
+            "values_relative_error": self.coding_error.relative,
         }
-
-
-def hash_range(path: Path, start: int, stop: int) -> str:
-    """Hash of the bytes start..stop-1 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while start < stop and (block := file.read(min(HASH_BLOCK, stop - start))):
-            digest.update(block)
-            start += len(block)
-    return digest.hexdigest()[:DIGITS]
-
-
-def _wrong_file(path: Path, size: int, expected: str) -> str | None:
-    try:
-        _check_size(path, size)
-    except BankError as error:
-        return str(error)
-    if path.stat().st_size != size or hash_file(path) != expected:
-        return f"{path}: its content changed since it was committed; {DAMAGED}"
-    return None
-
-
-def _check_size(path: Path, expected: int) -> None:
-    """A file may be longer than what is committed of it, never shorter."""
-    if not path.is_file():
-        raise BankError(f"{path}: missing; {DAMAGED}")
-    if (found := path.stat().st_size) < expected:
-        raise BankError(
-            f"{path}: expected {expected} bytes, found {found}; it was truncated. {DAMAGED}"
-        )
 
 
 def _mapped(path: Path, record: np.dtype, rows: int) -> np.ndarray:

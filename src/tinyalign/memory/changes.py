@@ -16,9 +16,9 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, first_few
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger, progress
-from tinyalign.memory.bank import COMPRESSOR, MemoryBank
+from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import survey
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import load_compressor
 from tinyalign.memory.editor import BankEditor
 from tinyalign.memory.entries import Entry
 from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
@@ -69,7 +69,7 @@ def add_samples(
     """
     with BankEditor(folder) as editor:
         check_encoder(editor.bank, vision.hash)
-        compressor = Compressor.load(editor.bank.compressor_folder).to(vision.device)
+        compressor = load_compressor(editor.bank).to(vision.device)
         maker = Maker(vision, compressor, strict)
         there = _rows_there(editor.bank, {sample.id for sample in samples})
         refused = {i: one.id for i, one in enumerate(samples) if one.id in there and not update}
@@ -170,7 +170,8 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "
     """One new bank of the entries of several, which must share encoder, Perceiver and keys.
 
     Keys and values are copied as they are coded. keep: "error" refuses an id that two banks
-    have, "first" takes it from the first of them. Raises BankError naming what differs.
+    have, "first" takes it from the first of them. Raises BankError naming what differs, or what is
+    damaged in any of them.
     """
     if keep not in ("error", "first"):
         raise ConfigError(f"keep is {keep!r}; expected error or first")
@@ -179,6 +180,8 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "
         raise ConfigError("no banks to merge were given")
     for bank in banks[1:]:
         _check_alike(banks[0], bank)
+    for bank in banks:
+        bank.verify()  # new hashes would hide the damage for good
     hashes = [bank.hash for bank in banks]
     manifest = replace(
         banks[0].manifest, dataset_hash=hash_json(hashes), build={"merged": hashes}, segments=(),
@@ -191,7 +194,7 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "
                 skipped += _copy(bank, writer, keep, advance)
         if not writer.progress.count:
             raise BankError(f"{banks[0].folder}: no entries in any of the banks to merge")
-        Compressor.load(banks[0].compressor_folder).save(writer.building / COMPRESSOR)
+        writer.copy_compressor(banks[0].manifest.compressor, banks[0].folder)
         merged = writer.commit(manifest)
     return Change(merged, len(merged), 0, tuple(skipped))
 
@@ -254,7 +257,7 @@ def _copy(
             bank.keys[rows], bank.records[rows], [entries[row] for row in rows.tolist()]
         )
         advance(len(rows) + len(twice))
-    writer.progress.coding += bank.manifest.coding_error
+    writer.progress.coding += bank.coding_error
     return skipped
 
 

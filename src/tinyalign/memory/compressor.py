@@ -7,7 +7,7 @@ what queries are made of.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,15 +20,18 @@ from torch import Tensor
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.memory.aligned import AlignedKeyFunction, fold_of
+from tinyalign.memory.files import check_readable, common_mode, copy_file
 from tinyalign.memory.keys import KeyFunction
 from tinyalign.memory.text import encode_text, text_spans, train_tokenizer
 
 if TYPE_CHECKING:
+    from tinyalign.memory.bank import MemoryBank
     from tinyalign.model.perceiver import PerceiverCompressor
 
 __all__ = ["Compressor", "text_spans", "train_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
 AnyKeyFunction: TypeAlias = KeyFunction | AlignedKeyFunction
 # What decides the Perceiver's function besides its weights' shapes.
 DEFINING = (
@@ -155,6 +158,7 @@ class Compressor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.perceiver.save_pretrained(folder)
+        common_mode(folder / WEIGHTS)
         self.tokenizer.save(str(folder / TOKENIZER))
         self.key_function.save(folder)
 
@@ -164,9 +168,10 @@ class Compressor:
         from tinyalign.model.perceiver import PerceiverCompressor
 
         folder = Path(folder)
-        for name in ("config.json", "model.safetensors", TOKENIZER):
+        for name in ("config.json", WEIGHTS, TOKENIZER):
             if not (folder / name).is_file():
                 raise BankError(f"{folder / name}: missing; a compressor folder needs it")
+            check_readable(folder / name)
         try:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # tokenizers raises plain Exception
@@ -176,6 +181,48 @@ class Compressor:
         except Exception as error:
             raise BankError(f"{folder}: its Perceiver cannot be loaded ({error})") from error
         return cls(perceiver, tokenizer, load_key_function(folder))
+
+
+def copy_compressor(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy a compressor's files byte by byte, named as in a manifest, from one folder to another.
+
+    Raises BankError for a file that cannot be read or lies elsewhere, OSError where `target`
+    cannot be written.
+    """
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BankError(
+                f"{source}: its compressor has a file {name!r}, expected one inside the folder; "
+                "use it only if you know who made it, and build it again"
+            )
+        copy_file(source / name, target / name)
+
+
+def load_compressor(bank: MemoryBank) -> Compressor:
+    """The compressor in a bank's own folder, on the CPU: the one that made its keys and values.
+
+    Raises BankError as `Compressor.load` does, and where the manifest names another Perceiver or
+    another key function.
+    """
+    compressor = Compressor.load(bank.compressor_folder)
+    found, wanted = compressor.hash, bank.manifest.compressor_hash
+    if found != wanted:
+        raise BankError(
+            f"{bank.compressor_folder}: this Perceiver (hash {found}) did not make the bank's "
+            f"values (hash {wanted}); it was replaced, restore it from a copy"
+        )
+    check_key_function(bank, compressor)
+    return compressor
+
+
+def check_key_function(bank: MemoryBank, compressor: Compressor) -> None:
+    """Raise BankError unless the compressor's key function made the bank's keys."""
+    found, wanted = compressor.key_function.hash, bank.manifest.key_hash
+    if found != wanted:
+        raise BankError(
+            f"{bank.folder}: its keys come from another key function (hash {wanted}, the one "
+            f"given has {found}); use the one in {bank.compressor_folder}"
+        )
 
 
 def load_key_function(folder: str | Path) -> AnyKeyFunction:
@@ -188,4 +235,5 @@ def load_key_function(folder: str | Path) -> AnyKeyFunction:
     except (OSError, ValueError, AttributeError) as error:
         path = Path(folder) / "key.json"
         raise BankError(f"{path}: not a readable key function ({error})") from error
+    check_readable(Path(folder) / "key.safetensors")
     return AlignedKeyFunction.load(folder) if kind == "aligned" else KeyFunction.load(folder)

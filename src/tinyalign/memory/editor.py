@@ -28,6 +28,7 @@ from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import sync_file, sync_folder
 from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
 from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord
+from tinyalign.memory.verification import wrong_segment
 from tinyalign.memory.writer import coded, describe_segment
 
 # What a writer names its files; nothing else in the folder is ever deleted.
@@ -202,7 +203,7 @@ class BankEditor:
         old = self.manifest
         new = replace(old, commit=old.commit + 1)
         kept, merged = _to_merge(old.segments, len(self.added) + len(self._gone))
-        if wrong := [text for one in merged for text in self.bank.wrong_segment(one)]:
+        if wrong := [text for one in merged for text in wrong_segment(self.folder, old, one)]:
             raise BankError("; ".join(wrong))  # a new hash would hide the damage for good
         start = merged[0].start if merged else old.rows
         stop = old.rows + len(self.added)
@@ -326,6 +327,6 @@ def _compacted(bank: MemoryBank) -> Manifest:
     sync_file(path)
     record = describe_segment(
         path, folder / new.keys_name, folder / new.values_name, new,
-        rows=(0, len(live)), removals=0, error=old.coding_error,
+        rows=(0, len(live)), removals=0, error=bank.coding_error,
     )  # fmt: skip
     return replace(new, segments=(record,))

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyalign.errors import BankError
+from tinyalign.memory.files import cannot_read
 
 CHUNK = 500  # SQLite takes a limited number of variables in one statement
 COPY_BLOCK = 1 << 20  # bytes
@@ -110,6 +111,8 @@ class Segment:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             self._close = weakref.finalize(self, os.close, self._file)
             self._connection = _connected(path)
+        except PermissionError as error:
+            raise cannot_read(path, error) from error
         except (OSError, sqlite3.Error) as error:
             raise BankError(
                 f"{path}: cannot be opened ({error}). If a later commit replaced it, "

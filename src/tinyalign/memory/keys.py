@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
-from tinyalign.memory.files import write_atomically
+from tinyalign.memory.files import common_mode, write_atomically
 from tinyalign.memory.text import PAD_ID
 
 KeyKind = Literal["pooled", "attention"]
@@ -274,6 +274,7 @@ class KeyFunction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), folder / "key.safetensors")
+        common_mode(folder / "key.safetensors")
         settings = json.dumps(self._settings() | {"dim": self.dim, "hash": self.hash}, indent=2)
         write_atomically(folder / "key.json", settings.encode())
 

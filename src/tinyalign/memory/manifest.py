@@ -11,7 +11,7 @@ from typing import Any
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_file, hash_json
 from tinyalign.memory.coding import CodingError, KeyCoding, KeysDtype, ValueCoding, ValuesDtype
-from tinyalign.memory.files import write_atomically
+from tinyalign.memory.files import cannot_read, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -204,7 +204,7 @@ def _parsed(path: Path) -> dict[str, Any]:
             "(an unfinished build has none: run the same build again to finish it)"
         ) from error
     except OSError as error:
-        raise BankError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise cannot_read(path, error) from error
     except ValueError as error:
         raise BankError(f"{path}: damaged, not readable as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,8 +24,9 @@ from tinyalign.log import progress
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
 from tinyalign.memory.changes import new_bank
 from tinyalign.memory.coding import CodingError
+from tinyalign.memory.compressor import copy_compressor
 from tinyalign.memory.entries import FIELDS, Entry
-from tinyalign.memory.files import sync_file, sync_folder
+from tinyalign.memory.files import cannot_read, sync_file, sync_folder
 from tinyalign.memory.lock import cannot_write
 from tinyalign.memory.manifest import Manifest, describe_file
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 TABLE = "entries.parquet"
 NOTE = b"tinyalign_bank"
 FORMAT_VERSION = 1
+PARTIAL = "partial"  # what a folder is named by until it is complete
 ROWS = 1024  # entries in a row group, and held in memory at a time
 OWN = ("segments", "compressor", "generation", "commit", "removed", "format_version")
 """Fields of a manifest that belong to the folder, not to what is in the bank."""
@@ -61,31 +64,43 @@ class Note:
 def export_bank(bank: MemoryBank, out: str | Path) -> Path:
     """Write the entries of a bank to OUT/entries.parquet and its compressor beside it.
 
-    Removed entries are left out. OUT appears once it is complete. Raises BankError if there is
-    anything in OUT already, and for a full disk.
+    Removed entries are left out. OUT, or the table in it where OUT is an empty folder, appears
+    once all is complete. Raises BankError naming what is damaged in the bank, if there is anything
+    in OUT already, and for a full disk.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BankError(f"{out}: exists already and is not empty; choose another folder")
-    aside = out.with_name(f"{out.name}.tmp")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name in bank.manifest.compressor:
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bank.folder / name, aside / name)
-            sync_file(aside / name)
-        _write_table(bank, aside / TABLE)
-        sync_file(aside / TABLE)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(aside, out)
-        sync_folder(out.parent)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BankError(f"{out}: exists already and is not empty; choose another folder")
+    except OSError as error:
+        raise cannot_read(out, error) from error
+    bank.verify()  # what is imported gets new hashes, which would hide the damage for good
+    try:
+        _write_aside(bank, out)
     except OSError as error:
         raise cannot_write(out, error) from error
+    return out
+
+
+def _write_aside(bank: MemoryBank, out: Path) -> None:
+    """Write all files to a folder of our own, then put them into place, the table last."""
+    given = out.is_dir()  # it stays the folder it is: it may be where somebody works
+    name = f"{PARTIAL}-{secrets.token_hex(4)}"
+    aside = out / name if given else out.with_name(f"{out.name}.{name}")
+    aside.mkdir(parents=True)
+    try:
+        copy_compressor(bank.manifest.compressor, bank.folder, aside)
+        _write_table(bank, aside / TABLE)
+        sync_file(aside / TABLE)
+        if given:
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == TABLE):
+                os.replace(path, out / path.name)
+            sync_folder(out)
+        else:
+            os.replace(aside, out)
+            sync_folder(out.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return out
 
 
 def _write_table(bank: MemoryBank, path: Path) -> None:
@@ -109,7 +124,7 @@ def _write_table(bank: MemoryBank, path: Path) -> None:
 
 def _note(bank: MemoryBank, count: int) -> Note:
     made = {k: v for k, v in asdict(bank.manifest).items() if k not in OWN}
-    error = bank.manifest.coding_error
+    error = bank.coding_error
     return Note(
         FORMAT_VERSION, count, made, bank.manifest.compressor,
         error.squared_error, error.squared_norm,
@@ -175,7 +190,7 @@ def import_bank(folder: str | Path, out: str | Path) -> MemoryBank:
                 "it is incomplete, export the bank again"
             )
         writer.progress.coding = CodingError(note.squared_error, note.squared_norm)
-        shutil.copytree(folder / COMPRESSOR, writer.building / COMPRESSOR)
+        writer.copy_compressor(note.compressor, folder)
         return writer.commit(manifest)
 
 

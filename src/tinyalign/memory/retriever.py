@@ -12,7 +12,12 @@ from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import AnyKeyFunction, Compressor
+from tinyalign.memory.compressor import (
+    AnyKeyFunction,
+    Compressor,
+    check_key_function,
+    load_compressor,
+)
 from tinyalign.memory.entries import Entry
 from tinyalign.memory.index import RECALL, Engine, Index, KeyIndex
 from tinyalign.model.protocols import MemoryBatch
@@ -70,12 +75,7 @@ class Retriever:
         slots = k if slots is None else slots
         if slots < k:
             raise ConfigError(f"k is {k}, but the model has room for {slots} memories only")
-        found, wanted = compressor.key_function.hash, bank.manifest.key_hash
-        if found != wanted:
-            raise BankError(
-                f"{bank.folder}: its keys come from another key function (hash {wanted}, the one "
-                f"given has {found}); use the one in {bank.compressor_folder}"
-            )
+        check_key_function(bank, compressor)
         self.bank = bank
         self.compressor = compressor
         self.k = k
@@ -95,14 +95,8 @@ class Retriever:
         index: Index | None = None,
     ) -> Retriever:
         """A retriever with the compressor that lies in the bank's own folder."""
-        compressor = Compressor.load(bank.compressor_folder)
-        if compressor.hash != bank.manifest.compressor_hash:
-            raise BankError(
-                f"{bank.compressor_folder}: this Perceiver (hash {compressor.hash}) did not make "
-                f"the bank's values (hash {bank.manifest.compressor_hash}); it was replaced"
-            )
         return cls(
-            bank, compressor, k,
+            bank, load_compressor(bank), k,
             slots=slots, device=device, engine=engine, recall=recall, index=index,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from tinyalign.errors import BankError
-from tinyalign.memory.bank import COMPRESSOR, MemoryBank, hash_range
+from tinyalign.hashing import hash_range
+from tinyalign.memory.bank import COMPRESSOR, MemoryBank
 from tinyalign.memory.coding import CodingError, KeyCoding, ValueCoding
+from tinyalign.memory.compressor import copy_compressor
 from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import replace_file, sync_file, sync_folder, write_atomically
 from tinyalign.memory.lock import cannot_write
@@ -167,6 +169,16 @@ class BankWriter:
         self._write((*(array.tobytes() for array in contents), lines.encode()))
         self.ids |= new
         self.progress.count += len(entries)
+
+    def copy_compressor(self, names: Iterable[str], folder: Path) -> None:
+        """Take over the compressor of another folder, as it is; names: as in a manifest.
+
+        Raises BankError for a file that cannot be read, and for a full disk.
+        """
+        try:
+            copy_compressor(names, folder, self.building)
+        except OSError as error:
+            raise cannot_write(self.building, error) from error
 
     def append_part(self, part: BankWriter) -> None:
         """Add all that another process wrote and checkpointed, byte by byte."""

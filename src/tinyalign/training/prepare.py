@@ -19,7 +19,7 @@ from tinyalign.log import logger
 from tinyalign.memory.audit import audit
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import Share, build_bank, dataset_hash
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import Compressor, load_compressor
 from tinyalign.memory.manifest import FORMAT_VERSION
 from tinyalign.memory.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.retriever import check_encoder
@@ -159,7 +159,7 @@ class MemoryPreparer:
                 return NeighbourTable.load(path, bank_hash=bank.hash, data_hash=asked)
             except BankError as error:
                 logger.warning("neighbours: %s; searched again", error)
-        compressor = Compressor.load(bank.compressor_folder)
+        compressor = load_compressor(bank)
         # Held-out images had no part in fitting the keys: they need no leaving out.
         known = None if held_out else image_hashes
         queries = query_keys(compressor, features, instructions, known)

@@ -25,7 +25,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
 from tinyalign.log import quiet
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import load_compressor
 from tinyalign.memory.index import KeyIndex
 from tinyalign.memory.neighbours import NeighbourTable
 from tinyalign.training.dataset import Neighbours, TrainingDataset
@@ -162,7 +162,7 @@ class BlockSearch:
 
     def __init__(self, bank: MemoryBank, memory: MemoryArgs) -> None:
         self.bank, self.memory = bank, memory
-        self.compressor = Compressor.load(bank.compressor_folder)
+        self.compressor = load_compressor(bank)
         self.index = KeyIndex(bank, "cpu", engine="exact")
 
     def __call__(self, samples: Sequence[Sample], features: Features, number: int) -> Neighbours:

@@ -16,7 +16,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import Compressor, load_compressor
 from tinyalign.model.packed import disable_packing, enable_packing
 from tinyalign.model.vision import VisionEncoder
 from tinyalign.training.adapters import check_installed, merge_adapters, save_adapter
@@ -126,7 +126,7 @@ class Workshop:
             "control": memory.control,
         }
         if self.stage == "pretrain":
-            compressor = Compressor.load(bank.compressor_folder)
+            compressor = load_compressor(bank)
             config.perceiver_hash = bank.manifest.compressor_hash
             compressor.perceiver.config.name_or_path = ""  # where it lay is no part of the model
             config.perceiver_config = compressor.perceiver.config
