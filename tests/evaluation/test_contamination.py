@@ -11,7 +11,12 @@ from PIL import Image
 
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.contamination import Contamination, find_contamination
+from tinyalign.evaluation.contamination import (
+    Contamination,
+    find_contamination,
+    near_duplicates,
+)
+from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.runner import evaluate
 
 from .conftest import World, make_sample, png
@@ -39,6 +44,15 @@ def test_training_pictures_are_found_by_content_whatever_the_container(tmp_path:
     assert found.bank is None
     assert found.train is not None
     assert (found.train.images, found.train.ids, found.train.examples) == (1, None, ("s5",))
+
+
+def test_near_duplicates_are_counted_by_the_scores_of_the_search():
+    def judged(*scores: float) -> Prediction:
+        return Prediction("s", "i", "", "", (), 0.0, 0, memory_scores=scores)
+
+    found = near_duplicates([judged(0.99, 0.4), judged(0.9, 0.8), judged()])
+    assert found == "1 of 2 samples by key (another entry's is >= 0.98 similar)"
+    assert near_duplicates([judged()]) == ""
 
 
 def test_removed_entries_do_not_count(world: World, questions, monkeypatch):

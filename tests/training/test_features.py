@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.model.vision import VisionEncoder
 from tinyalign.training.features import FeatureCache, LiveFeatures
+from tinyalign.training.pixel_cache import PixelCache
 
 
 @pytest.fixture
@@ -67,6 +69,48 @@ def test_the_same_picture_from_another_file_is_not_computed_again(encoder, sampl
     again = cache.cover([Sample("copy", (ImageRef(path=str(copy)),), ())])
     assert calls == []
     assert again.rows == first.rows
+
+
+@pytest.mark.parametrize("source", [FeatureCache, LiveFeatures, PixelCache])
+def test_images_decoded_in_workers_give_the_same_bytes(source, encoder, samples, tmp_path):
+    gone = Sample("gone", (ImageRef(path=str(tmp_path / "gone.png")),), ())
+    several = Sample("several", samples[5].images + samples[1].images, ())
+    mixed = [*samples[:10], gone, several, samples[0]]
+    parts = [
+        source(tmp_path / str(workers), encoder).cover(mixed, batch_size=4, workers=workers)
+        for workers in (0, 2)
+    ]
+    for part in parts:
+        assert part.rows == parts[0].rows
+        assert part.skipped == parts[0].skipped
+        assert part.image_hashes() == parts[0].image_hashes()
+        assert [name for name, _ in part.skipped] == ["gone"]
+    files = [sorted(part.source.folder.glob("*.bin")) for part in parts]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_strict_stops_at_an_unreadable_image_with_any_number_of_workers(
+    workers, encoder, samples, tmp_path
+):
+    gone = Sample("gone", (ImageRef(path=str(tmp_path / "gone.png")),), ())
+    with pytest.raises(DataError, match=r"gone\.png: expected a file"):
+        FeatureCache(tmp_path, encoder).cover([samples[0], gone], strict=True, workers=workers)
+
+
+def test_workers_decode_and_this_process_does_not(encoder, samples, tmp_path, monkeypatch):
+    here, places = os.getpid(), tmp_path / "places"
+
+    def noting(ref):
+        with open(places, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return load_image(ref)
+
+    monkeypatch.setattr("tinyalign.data.decoding.load_image", noting)
+    FeatureCache(tmp_path, encoder).cover(samples, batch_size=8, workers=2)
+    decoded_in = [int(line) for line in places.read_text().split()]
+    assert len(decoded_in) == len(samples)
+    assert here not in decoded_in
 
 
 def test_an_interrupted_cache_goes_on(encoder, samples, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def bank_build(args: BankBuildArgs) -> int:
         compressor.to(device),
         args.out,
         batch_size=args.batch_size,
-        features=cached_features(args, encoder, samples) if cached else None,
+        features=cached_features(args, encoder, samples, args.workers) if cached else None,
         vision_name=args.vision,
         strict=args.strict,
         keys_dtype=args.keys_dtype,

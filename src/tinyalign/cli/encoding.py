@@ -41,13 +41,16 @@ class EncoderOptions(DataOptions):
 
 
 def cached_features(
-    args: EncoderOptions, encoder: VisionEncoder, samples: Sequence[Sample]
+    args: EncoderOptions, encoder: VisionEncoder, samples: Sequence[Sample], workers: int = 0
 ) -> Features:
-    """Features of the samples from the cache folder; what is missing there is computed now."""
+    """Features of the samples from the cache folder; what is missing there is computed now.
+
+    workers: processes that decode images for that.
+    """
     from tinyalign.training.features import FeatureCache, default_cache_folder
 
     cache = FeatureCache(args.cache_folder or default_cache_folder(), encoder)
-    return cache.cover(samples, strict=args.strict)
+    return cache.cover(samples, strict=args.strict, workers=workers)
 
 
 def load_encoder(name: str, device: Any, dtype: str = "bfloat16") -> VisionEncoder:

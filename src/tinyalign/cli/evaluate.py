@@ -234,7 +234,7 @@ def _tell_one(name: str, found: Evaluation) -> None:
 
 def _tell_about(found: Evaluation) -> None:
     """What must be read together with the numbers."""
-    from tinyalign.evaluation.contamination import Contamination
+    from tinyalign.evaluation.contamination import Contamination, near_duplicates
 
     results = found.results
     if results.protocol:
@@ -242,6 +242,8 @@ def _tell_about(found: Evaluation) -> None:
     if results.skipped:
         say(f"{len(results.skipped)} samples could not be judged; the results list them")
     say(f"contamination: {Contamination.from_dict(results.contamination).line}")
+    if near := near_duplicates(found.predictions):
+        say(f"near-duplicates: {near}")
 
 
 def _tell_rows(found: Mapping[str, Evaluation]) -> None:

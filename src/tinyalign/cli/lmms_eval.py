@@ -27,6 +27,7 @@ TAKEN = (
 
 def evaluate_lmms_eval(args: EvaluateArgs) -> int:
     """Run the task on the model and write what was found."""
+    from tinyalign.evaluation.contamination import near_duplicates
     from tinyalign.evaluation.lmms_eval_tasks import run_task
     from tinyalign.evaluation.results import write_results
     from tinyalign.serving import lmms_eval_model
@@ -71,6 +72,8 @@ def evaluate_lmms_eval(args: EvaluateArgs) -> int:
     protocol = f"lmms-eval {found.protocol['version']}"
     say_table(facts([("protocol", protocol), ("rule", found.protocol["rule"])]))
     say(f"contamination: {contamination.line}")
+    if near := near_duplicates(found.predictions):
+        say(f"near-duplicates: {near}")
     say(f"results:     {path}")
     return 0
 

@@ -1,7 +1,8 @@
 """Whether what a model is judged on was in its bank, or in what it was trained on.
 
 Images are compared by the hash of their decoded pixels: the same photo under another name, or in
-another lossless container, is found; one that was cropped or compressed anew is not.
+another lossless container, is found; one that was cropped or compressed anew is not. That one
+shows in the similarity of keys, once a model has searched: see `near_duplicates`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 from tinyalign.data.images import image_hash
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, EvaluationError
-from tinyalign.evaluation.results import Skipped
+from tinyalign.evaluation.results import Prediction, Skipped
 from tinyalign.log import progress
+from tinyalign.memory.audit import NEAR
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.training.image_index import ImageIndex, reference
 
@@ -157,6 +159,18 @@ def contamination_of(
             known = {each for those in image_hashes(train, opened)[0] for each in those}
         in_train = _overlap(ids, hashes, known, None)
     return Contamination(None if bank is None else _in_bank(ids, hashes, bank), in_train)
+
+
+def near_duplicates(predictions: Sequence[Prediction]) -> str:
+    """How many samples found an entry with nearly their query as its key; "" without a search.
+
+    In words, by the scores of the search, which leaves out entries with a sample's image or id.
+    """
+    best = [max(one.memory_scores) for one in predictions if one.memory_scores]
+    if not best:
+        return ""
+    near = sum(score >= NEAR for score in best)
+    return f"{near} of {len(best)} samples by key (another entry's is >= {NEAR:g} similar)"
 
 
 @contextmanager

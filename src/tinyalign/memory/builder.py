@@ -22,6 +22,7 @@ from tinyalign.memory.compressor import Compressor
 from tinyalign.memory.lock import WriteLock, cannot_write
 from tinyalign.memory.maker import Batches, FeatureRows, Maker
 from tinyalign.memory.manifest import MANIFEST, Manifest
+from tinyalign.memory.unfinished import refuse_unfinished
 from tinyalign.memory.writer import BankWriter, finish_commit
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def build_bank(
     the parts together, and the bytes are those of a build by one process.
 
     Run again with the same input on a finished bank it returns that bank. Raises BankError if
-    `out` holds another bank or another unfinished build, or if nothing could be stored.
+    `out` holds another bank or another unfinished build (also one by another number of
+    processes), or if nothing could be stored.
     """
     share = Share.of_launch() if share is None else share
     found = survey(samples)
@@ -165,6 +167,7 @@ def _build(
     _wait_for_all(share)
     if committed:
         return _already_built(MemoryBank.open(out), manifest)
+    refuse_unfinished(out, share.count)
     writer = _part_writer(out, fingerprint, manifest, share)
     try:
         _write_all(batches, maker, writer)
@@ -190,6 +193,7 @@ def _build_part(
     """Another process's work: its own part; the first one makes the bank of them."""
     _wait_for_all(share)
     if not (out / MANIFEST).exists():
+        refuse_unfinished(out, share.count)
         writer = _part_writer(out, fingerprint, manifest, share)
         try:
             _write_all(batches, maker, writer)

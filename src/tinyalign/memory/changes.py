@@ -25,6 +25,7 @@ from tinyalign.memory.lock import LOCK, WriteLock, cannot_write
 from tinyalign.memory.maker import Batches, FeatureRows, Maker
 from tinyalign.memory.manifest import Manifest
 from tinyalign.memory.retriever import check_encoder
+from tinyalign.memory.unfinished import refuse_unfinished
 from tinyalign.memory.writer import BankWriter, finish_commit
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def new_bank(out: str | Path, fingerprint: str, manifest: Manifest) -> Iterator[
         with WriteLock(folder):
             if finish_commit(folder):
                 raise BankError(f"{folder}: holds a bank already; choose another folder")
+            refuse_unfinished(folder)
             yield from _fresh_writer(folder, fingerprint, manifest)
     except BaseException:
         if made:

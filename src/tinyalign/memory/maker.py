@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from tinyalign.data.decoding import in_batches
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
@@ -94,12 +95,7 @@ class Batches(Dataset):
 
     def starting_at(self, position: int) -> Iterable[list[Prepared | LeftOut]]:
         """The batches of its rows, from the `position`-th row on."""
-        rows = self.rows[position:]
-        batches = [list(rows[low : low + self.size]) for low in range(0, len(rows), self.size)]
-        return DataLoader(
-            self, batch_sampler=batches, collate_fn=list, num_workers=self.workers,
-            generator=torch.Generator(),  # drawing from the global one would move the caller's
-        )  # fmt: skip
+        return in_batches(self, self.rows[position:], self.size, self.workers)
 
 
 def prepared(sample: Sample) -> Prepared:

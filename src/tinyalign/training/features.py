@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tinyalign.data.decoding import DecodedImages, in_batches
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError, first_few
@@ -95,12 +96,18 @@ class FeatureSource(ABC):
         return self.encoder.dims
 
     def cover(
-        self, samples: Sequence[Sample], *, batch_size: int = 32, strict: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        batch_size: int = 32,
+        strict: bool = False,
+        workers: int = 0,
     ) -> Features:
         """Features of every image of `samples`; what is not known yet is looked at first.
 
         A sample with an image that can't be read is listed in `skipped` and warned of; with
-        `strict` it raises DataError.
+        `strict` it raises DataError. workers: processes that decode images; what is stored is
+        the same with any number of them.
         """
         refs = [[reference(image) for image in sample.images] for sample in samples]
         known = self.index.rows_of_refs(ref for row in refs for ref in row)
@@ -109,7 +116,7 @@ class FeatureSource(ABC):
             for j, ref in enumerate(row):
                 if ref not in known:
                     missing.setdefault(ref, (i, j))
-        reasons = self._add(samples, missing, batch_size, strict) if missing else {}
+        reasons = self._add(samples, missing, batch_size, strict, workers) if missing else {}
         known |= self.index.rows_of_refs(missing)
         bad = [(i, [ref for ref in row if ref not in known]) for i, row in enumerate(refs)]
         skipped = [(samples[i].id, reasons[unread[0]]) for i, unread in bad if unread]
@@ -125,26 +132,27 @@ class FeatureSource(ABC):
         missing: dict[str, tuple[int, int]],
         batch_size: int,
         strict: bool,
+        workers: int,
     ) -> dict[str, str]:
         """Decode and store what is missing; returns reference → reason of what failed."""
         self._announce(len(missing))
         reasons: dict[str, str] = {}
-        todo = list(missing.items())
-        with progress("Looking at images", len(todo)) as advance:
-            for start in range(0, len(todo), batch_size):
-                refs: list[str] = []
-                images: list[Image.Image] = []
-                for ref, (i, j) in todo[start : start + batch_size]:
-                    try:
-                        images.append(load_image(samples[i].images[j]))
-                        refs.append(ref)
-                    except DataError as error:
-                        if strict:
-                            raise
-                        reasons[ref] = f"sample {samples[i].id}: {error}"
-                if refs:
-                    self._store(refs, images)
-                advance(len(todo[start : start + batch_size]))
+        places = list(missing.values())
+        decoded = DecodedImages(samples, places)
+        todo = zip(missing, places)
+        with progress("Looking at images", len(places)) as advance:
+            for batch in in_batches(decoded, range(len(places)), batch_size, workers):
+                images: dict[str, Image.Image] = {}
+                for found, (ref, (i, _)) in zip(batch, todo):
+                    if not isinstance(found, DataError):
+                        images[ref] = found
+                    elif strict:
+                        raise found
+                    else:
+                        reasons[ref] = f"sample {samples[i].id}: {found}"
+                if images:
+                    self._store(list(images), list(images.values()))
+                advance(len(batch))
         return reasons
 
     @abstractmethod

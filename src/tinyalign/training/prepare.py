@@ -16,7 +16,6 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
-from tinyalign.memory.audit import audit
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.builder import Share, build_bank, dataset_hash
 from tinyalign.memory.compressor import Compressor, load_compressor
@@ -25,6 +24,8 @@ from tinyalign.memory.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.training.compress import REPORT, train_compressor
 from tinyalign.training.features import FeatureCache, Features, FeatureSource
+from tinyalign.training.launch import is_first
+from tinyalign.training.overlap import say_overlap
 from tinyalign.training.recipe import DataArgs, MemoryArgs, Recipe
 from tinyalign.training.sources import compressor_samples, memory_samples
 
@@ -60,7 +61,7 @@ class MemoryPreparer:
             return Compressor.load(folder)
         return train_compressor(
             samples,
-            self.features.cover(samples, strict=self.data.strict),
+            self._covered(samples),
             folder,
             self.memory.compress,
             key=self.memory.key,
@@ -113,8 +114,12 @@ class MemoryPreparer:
     def _kept(self, samples: Sequence[Sample]) -> Features | None:
         """Features from the cache; None where none are kept, the builder then makes its own."""
         if isinstance(self.features, FeatureCache):
-            return self.features.cover(samples, strict=self.data.strict)
+            return self._covered(samples)
         return None
+
+    def _covered(self, samples: Sequence[Sample]) -> Features:
+        data = self.data
+        return self.features.cover(samples, strict=data.strict, workers=data.workers)
 
     def neighbours(
         self,
@@ -130,9 +135,9 @@ class MemoryPreparer:
         entries with the same image are excluded then.
         """
         table = self._search(bank, samples, features, held_out)
-        if held_out:
-            found = audit(bank, [sample.id for sample in samples], features.image_hashes())
-            logger.info("held-out data in the bank: %s", found.summary())
+        if held_out and is_first():
+            k, seed = max(1, self.memory.k), self.memory.seed
+            say_overlap(bank, samples, features, k=k, seed=seed, device=self.device)
         seed = self.memory.seed + int(held_out)
         if self.memory.control == "random_neighbours":
             return table.random(seed)

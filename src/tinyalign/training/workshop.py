@@ -158,7 +158,9 @@ class Workshop:
     def _dataset(self, source: DataSource, held_out: bool) -> TrainingDataset:
         recipe = self.recipe
         samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
-        features = self.features.cover(samples, strict=recipe.data.strict)
+        features = self.features.cover(
+            samples, strict=recipe.data.strict, workers=recipe.data.workers
+        )
         neighbours = self._neighbours(samples, features, held_out)
         tokens = self._tokens(samples, self._encoding())
         return self._items(samples, features, neighbours, tokens)
@@ -169,6 +171,7 @@ class Workshop:
         search = None if self.bank is None else BlockSearch(self.bank, self.memory.memory)
 
         def prepare(samples: Sequence[Sample], number: int) -> TrainingDataset:
+            # Without workers: a block is small, and a thread that reads ahead must not fork.
             features = self.features.cover(samples, strict=strict)
             found = None if search is None else search(samples, features, number)
             return self._items(samples, features, found)
