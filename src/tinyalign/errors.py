@@ -29,6 +29,11 @@ class EvaluationError(TinyAlignError):
     """An evaluation that cannot be run or scored as asked."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def first_few(reasons: Iterable[str], most: int = 5) -> str:
     """The first few of many reasons in one line, and how many more there are."""
     listed = list(reasons)

@@ -39,6 +39,14 @@ def test_validate_names_the_damage_and_fails_only_with_strict(run, broken: Path)
     assert run("data", "validate", broken, "--strict")[0] == 1
 
 
+def test_validate_goes_on_behind_a_broken_line(run, tmp_path: Path):
+    (tmp_path / "set.csv").write_text("image,caption\na.png,one\nb.png\n")
+    code, out, _ = run("data", "validate", tmp_path / "set.csv")
+    assert code == 0
+    assert "2 samples, 2 problems" in out
+    assert re.search(r"^unreadable  #1: .*line 3", out, re.MULTILINE), out
+
+
 def test_validate_as_json(run, broken: Path):
     code, out, _ = run("data", "validate", broken, "--json", "--strict")
     assert code == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinyalign.data.images import load_image
-from tinyalign.data.readers import open_dataset
+from tinyalign.data.readers import open_dataset, open_stream
 from tinyalign.data.readers.captions import pick_caption
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import DataError
@@ -88,6 +88,28 @@ class TestLlava:
         file.write_text(json.dumps(RECORDS[0]) + '\n{"id": \n')
         with pytest.raises(DataError, match=r"set\.jsonl, line 2"):
             open_dataset(file)
+
+    def test_a_broken_line_waits_until_it_is_asked_for_where_that_is_wanted(self, tmp_path):
+        file = tmp_path / "set.jsonl"
+        file.write_text(json.dumps(RECORDS[0]) + '\n{"id": \n3\n' + json.dumps(RECORDS[1]))
+        dataset = open_dataset(file, keep_unreadable=True)
+        assert [dataset[0].id, dataset[3].id] == ["7", "b"]
+        for index in (1, 2):
+            with pytest.raises(DataError, match=rf"set\.jsonl, line {index + 1}: expected"):
+                dataset[index]
+
+    def test_a_stream_leaves_a_broken_line_out_and_lists_it(self, tmp_path):
+        file = tmp_path / "set.jsonl"
+        file.write_text(json.dumps(RECORDS[0]) + '\n{"id": \n' + json.dumps(RECORDS[1]))
+        stream = open_stream(file, buffer=0, epochs=1)
+        assert [sample.id for sample in stream] == ["7", "b"]
+        assert "line 2" in stream.report.records["set.jsonl@1"]
+
+    def test_a_file_without_one_readable_line_is_refused(self, tmp_path):
+        file = tmp_path / "set.json"
+        file.write_text(json.dumps({"data": RECORDS}, indent=2))
+        with pytest.raises(DataError, match=r"set\.json, line 1"):
+            open_dataset(file, keep_unreadable=True)
 
     @pytest.mark.parametrize(
         ("record", "message"),
@@ -237,6 +259,26 @@ class TestCsv:
         with pytest.raises(DataError, match="line 3"):
             open_dataset(file)
 
+    def test_a_short_line_waits_until_it_is_asked_for_where_that_is_wanted(self, tmp_path):
+        file = tmp_path / "set.csv"
+        file.write_text("image,caption\na.png,one\nb.png\nc.png,three\n")
+        dataset = open_dataset(file, keep_unreadable=True)
+        assert [sample.id for sample in dataset[:2]] == ["a.png", "c.png"]
+        with pytest.raises(DataError, match="line 3"):
+            dataset[2]
+
+    def test_a_field_without_end_is_a_data_error(self, tmp_path):
+        file = tmp_path / "set.csv"
+        file.write_text('image,caption\na.png,"' + "one " * 50_000)
+        with pytest.raises(DataError, match=r"set\.csv, line 2: expected CSV"):
+            open_dataset(file)
+
+    def test_another_format_taken_for_csv_is_told_in_a_few_words(self, tmp_path):
+        file = write_json(tmp_path / "set.json", RECORDS * 100)
+        with pytest.raises(DataError, match=r"expected a header.*another format") as told:
+            open_dataset(file, format="csv")
+        assert len(str(told.value)) < 400 + len(str(file))
+
 
 class TestEasyVqa:
     def test_the_official_split(self):
@@ -278,6 +320,31 @@ class TestFormat:
             open_dataset(file, format="parket")
         with pytest.raises(DataError, match="captions: expected"):
             open_dataset(file, captions="last")  # type: ignore[arg-type]
+
+    def test_what_is_not_there_may_be_on_the_hub_or_was_saved(self):
+        with pytest.raises(DataError, match=r"save_to_disk.*hf://datasets/OWNER/NAME"):
+            open_dataset("owner/name")
+
+    def test_an_undecidable_file_can_be_named_in_both_ways(self, tmp_path):
+        (tmp_path / "notes").write_text("hello world\n")
+        with pytest.raises(DataError, match=r"with --format, or format= in Python"):
+            open_dataset(tmp_path / "notes")
+
+    def test_of_several_parquet_files_the_truncated_one_is_named(self, tmp_path, photo):
+        whole = caption_table(tmp_path, photo, "0.parquet").read_bytes()
+        (tmp_path / "1.parquet").write_bytes(whole[: len(whole) // 2])
+        told = r"^\S+1\.parquet: expected a complete parquet file, .*; fetch or write it again$"
+        with pytest.raises(DataError, match=told):
+            open_dataset(tmp_path / "*.parquet")
+
+    def test_parquet_files_with_different_columns_are_told_so(self, tmp_path):
+        import datasets
+
+        for name, column in (("0", {"caption": ["one"]}), ("1", {"words": [2]})):
+            table = datasets.Dataset.from_dict({"image": ["a.png"], **column})
+            table.to_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match=r"0\.parquet, .*with the same columns"):
+            open_dataset(tmp_path / "*.parquet")
 
     def test_damaged_parquet_is_a_data_error(self, tmp_path):
         (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")

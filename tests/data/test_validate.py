@@ -83,6 +83,28 @@ def test_records_that_can_not_be_read_do_not_stop_it(tmp_path):
     assert kinds(validate(open_dataset(file))) == [("unreadable", "#0")]
 
 
+def test_broken_lines_stand_beside_the_other_problems(tmp_path):
+    good = json.dumps({"conversations": [{"from": "human", "value": "Who?"}]})
+    (tmp_path / "set.jsonl").write_text(f"{good}\n{{\n{good}\n")
+    report = validate(open_dataset(tmp_path / "set.jsonl", keep_unreadable=True))
+    assert report.n == 3
+    expected = [("empty_conversation", "0"), ("unreadable", "#1"), ("empty_conversation", "2")]
+    assert kinds(report) == expected
+    assert "set.jsonl, line 2" in report.problems[1].detail
+
+
+@pytest.mark.parametrize(("tags", "images"), [(2, 1), (1, 0), (1, 2)])
+def test_tags_that_do_not_match_the_images_are_odd(good_image, tags, images):
+    (problem,) = validate([Sample("s", (good_image,) * images, GOOD, image_tags=tags)]).problems
+    assert problem.kind == "odd_conversation"
+    assert problem.detail == f"<image> tags in its text: {tags}, images: {images}"
+
+
+@pytest.mark.parametrize(("tags", "images"), [(0, 0), (0, 2), (1, 1), (2, 2)])
+def test_as_many_tags_as_images_or_none_are_fine(good_image, tags, images):
+    assert validate([Sample("s", (good_image,) * images, GOOD, image_tags=tags)]).ok
+
+
 def test_the_table_and_the_dict_say_the_same():
     report = validate([Sample("[odd] id", (), ())])
     console = Console(file=io.StringIO(), width=160)

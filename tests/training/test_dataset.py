@@ -100,6 +100,19 @@ def test_an_unusable_sample_gives_way_to_the_next_and_is_told_once(shop, caplog)
         strict[2]
 
 
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_blank_answers_alone_are_nothing_to_learn_from(shop: Workshop, answer: str) -> None:
+    samples = list(open_dataset(shop.recipe.data.pretrain.path, limit=3))
+    turns = (Message("user", "Who?"), Message("assistant", answer))
+    samples[1] = replace(samples[1], messages=turns)
+    dataset = TrainingDataset(samples, shop.processor)
+    assert dataset[1]["index"] == 2
+    assert "expected an answer" in dataset.left_out()["pair-1"]
+    one_answer = (*turns, Message("user", "And?"), Message("assistant", "A dog."))
+    samples[1] = replace(samples[1], messages=one_answer)
+    assert TrainingDataset(samples, shop.processor)[1]["index"] == 1
+
+
 def test_placeholders_beyond_max_length_are_an_error_in_words(shop: Workshop) -> None:
     samples = open_dataset(shop.recipe.data.pretrain.path, limit=2)
     dataset = TrainingDataset(samples, shop.processor, max_length=5)

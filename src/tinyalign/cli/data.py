@@ -47,7 +47,7 @@ def validate(args: ValidateArgs) -> int:
         in_order = replace(args, shuffle_buffer=0)
         dataset: Any = open_source_stream(in_order, args.seed, epochs=1)
     else:
-        dataset = open_source(args, args.seed)
+        dataset = open_source(args, args.seed, keep_unreadable=True)
     tokenizer = None if args.tokenizer is None else load_tokenizer(args.tokenizer)
     report = look(dataset, tokenizer, args.max_length)
     if args.json:

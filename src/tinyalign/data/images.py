@@ -36,8 +36,8 @@ def load_image(ref: ImageRef) -> Image.Image:
         source = Path(ref.name)
         if not source.is_file():
             raise MissingImageError(
-                f"image {ref.name}: expected a file, found none; check the image folder given "
-                "with the data set"
+                f"image {ref.name}: expected a file, found none; check the path, or the image "
+                "folder of a data set"
             )
     try:
         with Image.open(source) as image:
@@ -49,7 +49,7 @@ def load_image(ref: ImageRef) -> Image.Image:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise DataError(
             f"image {ref.name}: expected a complete image, found one that can't be decoded "
-            f"({error}); fetch it again or drop the sample"
+            f"({error}); fetch it again, or leave it out"
         ) from error
 
 

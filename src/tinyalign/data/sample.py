@@ -52,6 +52,8 @@ class Sample:
     category: str = ""
     """Kind of question, such as a benchmark's sub-task; evaluations break their numbers down by
     it."""
+    image_tags: int = 0
+    """How often the user's text, as it was written, said where an image goes; 0 if it did not."""
 
     @property
     def instruction(self) -> str:

@@ -24,7 +24,8 @@ KINDS = {
     "missing_image": "the image file is not there",
     "corrupt_image": "the image can't be decoded",
     "empty_conversation": "no turns, or an assistant turn with nothing in it",
-    "odd_conversation": "user and assistant don't take turns, user first and assistant last",
+    "odd_conversation": "user and assistant don't take turns, user first and assistant last; or "
+    "<image> tags and images differ in number",
     "over_long": "more text tokens than max_length",
     "duplicate_id": "an earlier sample has the same id",
     "broken_shard": "the shard can't be read, or not to its end",
@@ -140,6 +141,9 @@ def _of_conversation(sample: Sample) -> list[Problem]:
         problems.append(Problem("empty_conversation", sample.id, "an empty assistant turn"))
     roles = [message.role for message in turns]
     expected = ["user", "assistant"] * (len(roles) // 2)
+    if sample.image_tags not in (0, len(sample.images)):
+        detail = f"<image> tags in its text: {sample.image_tags}, images: {len(sample.images)}"
+        problems.append(Problem("odd_conversation", sample.id, detail))
     if answers and roles != expected:
         problems.append(Problem("odd_conversation", sample.id, f"turns: {', '.join(roles)}"))
     elif answers and not sample.images and any(not turn.text.strip() for turn in turns[::2]):

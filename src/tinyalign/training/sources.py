@@ -15,8 +15,13 @@ from tinyalign.errors import DataError
 from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart
 
 
-def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
-    """The samples of a source; `seed` draws captions. Raises DataError for an empty one."""
+def open_source(
+    source: DataSource, seed: int, *, keep_unreadable: bool = False
+) -> Sequence[Sample]:
+    """The samples of a source; `seed` draws captions. Raises DataError for an empty one.
+
+    keep_unreadable: as in `open_dataset`.
+    """
     if not source.path:
         raise DataError("a data source without a path; name a file, folder, glob or URL")
     samples = open_dataset(
@@ -28,6 +33,7 @@ def open_source(source: DataSource, seed: int) -> Sequence[Sample]:
         captions=source.captions,
         seed=seed,
         limit=source.limit,
+        keep_unreadable=keep_unreadable,
     )
     if not len(samples):
         raise DataError(f"{source.path}: no samples in it; check path and split")

@@ -56,6 +56,9 @@ class Tokeniser:
             n_memory_tokens=self.n_memory_tokens,
             max_length=self.max_length,
         )
+        answers = [message.text for message in sample.messages if message.role == "assistant"]
+        if not any(answer.strip() for answer in answers):
+            raise DataError(f"sample {sample.id}: expected an answer to learn from, found a blank")
         if all(label == IGNORED for label in encoded.labels):
             raise DataError(f"sample {sample.id}: no token to learn from within max_length")
         return encoded

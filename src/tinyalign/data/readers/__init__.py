@@ -15,6 +15,7 @@ from tinyalign.data.readers.parquet import TableDataset, read_parquet, read_save
 from tinyalign.data.readers.records import Reading
 from tinyalign.data.readers.shard_dataset import ShardDataset
 from tinyalign.data.readers.shards import TAR_SUFFIXES, SequenceShard, Shard
+from tinyalign.data.readers.splits import files_of_split
 from tinyalign.data.readers.streaming import SHUFFLE_BUFFER, Part, SampleStream, open_shards
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMATS = ("llava", "parquet", "csv", "webdataset", "easy_vqa")
-SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 
 
 def open_dataset(
@@ -36,28 +36,33 @@ def open_dataset(
     captions: CaptionChoice = "first",
     seed: int = 0,
     limit: int | None = None,
+    keep_unreadable: bool = False,
 ) -> Sequence[Sample]:
     """Open a data set as a sequence of samples; text is indexed now, images are read when used.
 
     Args:
         path: a LLaVA `.json`/`.jsonl`; a parquet file, a glob or folder of them, a folder made by
             `save_to_disk`, or a `datasets.Dataset`; a caption CSV; WebDataset tars (a file, glob
-            or folder); a list or fsspec URLs of tar or parquet shards; or the name `easy_vqa`.
+            or folder); a list or fsspec URLs of tar or parquet shards, such as
+            `hf://datasets/OWNER/NAME`; or the name `easy_vqa`.
         format: one of `FORMATS`, or "auto" to decide by suffix and content.
         image_folder: where relative image paths start; the data file's folder if not given.
-        split: for `easy_vqa`, saved `DatasetDict`s, and folders whose parquet files are named
-            for splits (`train.parquet`, `train-00000-of-00002.parquet`).
+        split: for `easy_vqa`, saved `DatasetDict`s, and folders whose files are named for splits
+            (`train.parquet`, `train-00000-of-00002.parquet`).
         prompt: the user's text of caption samples; none (plain captions) if not given.
         captions: which caption of an image is the answer: the first, each (one sample a caption,
             ids `ID#0`, `ID#1`, ...), or one drawn by `seed` and id. `Sample.references` always
             holds all of them.
         seed: of the draw for `captions="random"`.
         limit: keep only the first so many samples.
+        keep_unreadable: let a line that can't be read as a record raise when its sample is asked
+            for; otherwise it raises now.
 
     Raises:
         DataError: nothing there, an undecidable format, or a file that isn't what it should be.
     """
-    dataset = _open(path, format, image_folder, split, prompt, captions, seed)
+    reading = Reading(captions, prompt, seed, image_folder)
+    dataset = _open(path, format, split, reading, keep_unreadable)
     return dataset if limit is None else Head(dataset, limit)
 
 
@@ -83,13 +88,13 @@ def open_stream(
     reading = Reading(captions, prompt, seed, image_folder)
     shards: list[Shard]
     if _only_shards(path, format):
-        shards = open_shards(path if isinstance(path, Sequence) else str(path), reading)
+        shards = open_shards(path if isinstance(path, Sequence) else str(path), reading, split)
     elif isinstance(path, (str, Path)) and (files := _parquet_files(path, split)):
         shards = open_shards([str(file) for file in files], reading)
     else:
         samples = open_dataset(
             path, format=format, image_folder=image_folder, split=split, prompt=prompt,
-            captions=captions, seed=seed,
+            captions=captions, seed=seed, keep_unreadable=True,
         )  # fmt: skip
         shards = [SequenceShard(samples, Path(str(path)).name)]
     return SampleStream(shards, seed=seed, buffer=buffer, part=part, epochs=epochs, strict=strict)
@@ -115,50 +120,48 @@ def _parquet_files(path: str | Path, split: str) -> list[Path]:
 def _open(
     path: str | Path | Sequence[str] | Dataset,
     format: str,
-    image_folder: str | None,
     split: str,
-    prompt: str | None,
-    captions: CaptionChoice,
-    seed: int,
+    reading: Reading,
+    keep_unreadable: bool,
 ) -> Sequence[Sample]:
     if format not in ("auto", *FORMATS):
         raise DataError(f"format: expected 'auto' or one of {FORMATS}, found {format!r}")
-    images = None if image_folder is None else Path(image_folder)
+    images = None if reading.image_folder is None else Path(reading.image_folder)
+    choice: Any = {
+        "captions": reading.captions, "prompt": reading.prompt, "seed": reading.seed,
+    }  # fmt: skip
     if _only_shards(path, format):
         shards = path if isinstance(path, (list, tuple)) else str(path)
-        return ShardDataset(open_shards(shards, Reading(captions, prompt, seed, image_folder)))
+        return ShardDataset(open_shards(shards, reading, split))
     if not isinstance(path, (str, Path)):
         table: Any = path
-        return TableDataset(
-            table,
-            source="dataset",
-            image_folder=images,
-            captions=captions,
-            prompt=prompt,
-            seed=seed,
-        )
+        return TableDataset(table, source="dataset", image_folder=images, **choice)
     files = find_files(path, split)
     if format == "auto":
         format = detect_format(path, files)
     if format == "easy_vqa":
         return EasyVqaDataset(split)
     if not files:
-        raise DataError(
-            f"{path}: expected a file, folder or glob, found nothing there{_seen_from(path)}"
-        )
+        raise _nothing_there(path)
     if format == "parquet":
         saved = files[0].is_dir()
         table = read_saved(files[0], split) if saved else read_parquet(files)
         images = images or files[0].parent
         name = files[0].name if len(files) == 1 else str(Path(path).name)
-        return TableDataset(
-            table, source=name, image_folder=images, captions=captions, prompt=prompt, seed=seed
-        )
+        return TableDataset(table, source=name, image_folder=images, **choice)
     if len(files) > 1:
         raise DataError(f"{path}: format {format!r} takes one file, found {len(files)}")
     if format == "llava":
-        return LlavaDataset(files[0], images)
-    return CaptionCsvDataset(files[0], images, captions=captions, prompt=prompt, seed=seed)
+        return LlavaDataset(files[0], images, keep_unreadable=keep_unreadable)
+    return CaptionCsvDataset(files[0], images, keep_unreadable=keep_unreadable, **choice)
+
+
+def _nothing_there(path: str | Path) -> DataError:
+    return DataError(
+        f"{path}: expected a data set, found nothing there{_seen_from(path)}; give a file, folder, "
+        f"glob or URL of one of the formats {FORMATS}, a folder made by save_to_disk, "
+        "hf://datasets/OWNER/NAME for parquet files on the Hugging Face hub, or the name 'easy_vqa'"
+    )
 
 
 def _seen_from(path: str | Path) -> str:
@@ -172,7 +175,8 @@ def find_files(path: str | Path, split: str) -> list[Path]:
     if path.is_file() or _is_saved(path):
         return [path]
     if path.is_dir():
-        return _of_split(path, sorted(path.rglob("*.parquet")), split)
+        names = [str(file) for file in sorted(path.rglob("*.parquet"))]
+        return [Path(name) for name in files_of_split(str(path), names, split)]
     parts = path.parts
     first = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), None)
     if first is None:
@@ -184,21 +188,6 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """Of files named for splits, as the Hugging Face hub names them, those of `split`."""
-    named = {file: file.stem.split("-")[0] for file in files}
-    if not any(name in SPLIT_NAMES for name in named.values()):
-        return files
-    found = [file for file, name in named.items() if name == split]
-    if not found:
-        names = [str(file.relative_to(folder)) for file in files[:8]]
-        raise DataError(
-            f"{folder}: expected files of the split {split!r}, found {names}; "
-            "choose another split or give a glob"
-        )
-    return found
-
-
 def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     """The format of what `find_files` found, by suffix, else by the first bytes.
 
@@ -208,10 +197,7 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     if not files and str(path) == "easy_vqa":
         return "easy_vqa"
     if not files:
-        raise DataError(
-            f"{path}: expected a data set, found nothing there{_seen_from(path)}; give a file, "
-            f"folder or glob of one of the formats {FORMATS}, or the name 'easy_vqa'"
-        )
+        raise _nothing_there(path)
     suffixes = {".json": "llava", ".jsonl": "llava", ".parquet": "parquet", ".csv": "csv"}
     suffixes[".tsv"] = "csv"
     if files[0].is_dir():
@@ -227,7 +213,9 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     header = head.split(b"\n")[0].decode("utf-8", "replace").strip()
     if any(name in header.replace("\t", ",").split(",") for name in IMAGE_COLUMNS):
         return "csv"
-    raise DataError(f"{path}: can't tell its format; name one of {FORMATS} with format=")
+    raise DataError(
+        f"{path}: can't tell its format; name one of {FORMATS} with --format, or format= in Python"
+    )
 
 
 __all__ = ["FORMATS", "CaptionChoice", "open_dataset", "open_stream"]

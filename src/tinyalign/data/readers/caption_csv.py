@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinyalign.data.readers.captions import (
@@ -12,6 +14,7 @@ from tinyalign.data.readers.captions import (
     pick_caption,
 )
 from tinyalign.data.readers.lazy import LazySamples
+from tinyalign.data.readers.text_file import read_text
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
 
@@ -33,12 +36,17 @@ class CaptionCsvDataset(LazySamples):
         captions: CaptionChoice = "first",
         prompt: str | None = None,
         seed: int = 0,
+        keep_unreadable: bool = False,
     ) -> None:
+        """keep_unreadable: a broken line counts, behind the others, and raises when asked for."""
         check_choice(captions)
         self.path = path
         self.image_folder = path.parent if image_folder is None else image_folder
         self._choice, self._prompt, self._seed = captions, prompt, seed
-        self._rows = list(read_captions(path).items())
+        found, self._broken = read_captions(path)
+        if self._broken and not keep_unreadable:
+            raise self._broken[0]
+        self._rows = list(found.items())
         self._entries = [
             (row, part)
             for row, (_, texts) in enumerate(self._rows)
@@ -46,10 +54,12 @@ class CaptionCsvDataset(LazySamples):
         ]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._broken)
 
     def sample_at(self, index: int) -> Sample:
-        """Entry `index`: an image, or one of its texts."""
+        """Entry `index`: an image, or one of its texts; raises DataError for a broken line."""
+        if index >= len(self._entries):
+            raise self._broken[index - len(self._entries)]
         row, part = self._entries[index]
         name, texts = self._rows[row]
         return caption_sample(
@@ -63,32 +73,59 @@ class CaptionCsvDataset(LazySamples):
         )
 
 
-def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Captions by image, in the order of the file.
+def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], list[DataError]]:
+    """Captions by image, in the order of the file; and what is wrong with lines that lack a field.
 
     Raises:
-        DataError: the header lacks a column, or a line lacks a field.
+        DataError: no UTF-8, or the header lacks a column.
     """
-    grouped: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
+    text = read_text(path)
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
         fields = list(reader.fieldnames or ())
-        image = _column(path, fields, IMAGE_COLUMNS)
-        caption = _column(path, fields, CAPTION_COLUMNS)
-        for row in reader:
-            if not row[image] or row[caption] is None:
-                raise DataError(
+    except csv.Error as error:
+        raise _no_csv(path, reader, error) from error
+    image = _column(path, fields, IMAGE_COLUMNS)
+    caption = _column(path, fields, CAPTION_COLUMNS)
+    grouped: dict[str, list[str]] = {}
+    broken: list[DataError] = []
+    for row in _rows(path, reader):
+        if isinstance(row, DataError):
+            broken.append(row)
+        elif not row[image] or row[caption] is None:
+            broken.append(
+                DataError(
                     f"{path}, line {reader.line_num}: expected an image and a caption, "
-                    f"found {row!r:.120}"
+                    f"found {row!s:.120}"
                 )
+            )
+        else:
             grouped.setdefault(row[image], []).append(row[caption].strip())
-    return {name: tuple(texts) for name, texts in grouped.items()}
+    return {name: tuple(texts) for name, texts in grouped.items()}, broken
+
+
+def _rows(path: Path, reader: csv.DictReader) -> Iterator[dict[str, str] | DataError]:
+    """Rows, or why one can't be read as such."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _no_csv(path, reader, error)
+
+
+def _no_csv(path: Path, reader: csv.DictReader, error: csv.Error) -> DataError:
+    line = reader.line_num + 1  # the first that was not counted
+    return DataError(f"{path}, line {line}: expected CSV, found what can't be read so ({error})")
 
 
 def _column(path: Path, fields: list[str], names: tuple[str, ...]) -> str:
     found = [name for name in names if name in fields]
     if not found:
-        raise DataError(f"{path}: expected a column named one of {names}, found {fields}")
+        raise DataError(
+            f"{path}: expected a header with a column named one of {names}, "
+            f"found {fields!s:.120}; name the columns, or another format"
+        )
     return found[0]

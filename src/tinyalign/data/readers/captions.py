@@ -5,8 +5,9 @@ Shared by the readers whose rows are like that.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from tinyalign.data.readers.text_field import text_of
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.errors import DataError
 from tinyalign.hashing import hash_bytes
@@ -47,6 +48,15 @@ def caption_sample(
         source=source,
         references=captions,
     )
+
+
+def question_and_answer(pair: Any, where: str) -> tuple[str, str]:
+    """One of a row's `qa`; raises DataError, which names the place `where`, for other shapes."""
+    if not isinstance(pair, dict) or not {"question", "answer"} <= pair.keys():
+        raise DataError(
+            f"{where}: expected 'qa' to be a list of question and answer, found {pair!r:.80}"
+        )
+    return text_of(pair["question"], where), text_of(pair["answer"], where)
 
 
 def question_sample(

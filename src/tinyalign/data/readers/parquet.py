@@ -12,11 +12,13 @@ from tinyalign.data.readers.captions import (
     caption_sample,
     check_choice,
     pick_caption,
+    question_and_answer,
     question_sample,
 )
 from tinyalign.data.readers.lazy import LazySamples
+from tinyalign.data.readers.text_field import id_of, text_of
 from tinyalign.data.sample import ImageRef, Sample
-from tinyalign.errors import DataError
+from tinyalign.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,15 +67,15 @@ class TableDataset(LazySamples):
         """Entry `index`: an image, or one of its texts."""
         row, part = self._entries[index]
         record: dict[str, Any] = self._table[row]
-        row_id = str(record.get("id", row))
+        row_id = id_of(record, row)
         where = f"{self._source}, row {row} (id {row_id})"
         image = self._image(record["image"], where)
         if self._text == "qa":
-            pair = record["qa"][part]
-            question, answer = str(pair["question"]), str(pair["answer"])
+            question, answer = question_and_answer(record["qa"][part], where)
             return question_sample(row_id, image, part, question, answer, source=self._source)
         value = record[self._text]
-        texts = (value,) if isinstance(value, str) else tuple(value or ())
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        texts = tuple(text_of(text, where) for text in found)
         return caption_sample(
             row_id,
             image,
@@ -102,8 +104,7 @@ def read_parquet(files: Sequence[Path]) -> Dataset:
         try:
             return Dataset.from_parquet([str(file) for file in files])
         except Exception as error:
-            names = ", ".join(str(file) for file in files[:3])
-            raise DataError(f"{names}: expected parquet files of one schema ({error})") from error
+            raise _unreadable(files, error) from error
 
 
 def read_saved(folder: Path, split: str) -> Dataset:
@@ -116,6 +117,33 @@ def read_saved(folder: Path, split: str) -> Dataset:
     if split not in saved:
         raise DataError(f"{folder}: expected a split {split!r}, found {sorted(saved)}")
     return saved[split]
+
+
+def _unreadable(files: Sequence[Path], error: BaseException) -> DataError:
+    """Which of the files can't be read, and why; or that they don't go together."""
+    import pyarrow.parquet as pq
+
+    schemas = []
+    for file in files:
+        try:
+            schemas.append(pq.read_schema(file))
+        except Exception as cause:
+            return DataError(
+                f"{file}: expected a complete parquet file, found one that can't be read "
+                f"({first_line(cause)}); fetch or write it again"
+            )
+    while error.__cause__ is not None:
+        error = error.__cause__
+    names = ", ".join(str(file) for file in files[:3])
+    if any(schema != schemas[0] for schema in schemas):
+        return DataError(
+            f"{names}: expected parquet files with the same columns, found different ones "
+            f"({first_line(error)}); give those that go together as a glob"
+        )
+    return DataError(
+        f"{names}: expected complete parquet files, found damaged rows ({first_line(error)}); "
+        "fetch or write them again"
+    )
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from tinyalign.data.readers.captions import (
     caption_sample,
     check_choice,
     pick_caption,
+    question_and_answer,
     question_sample,
 )
-from tinyalign.data.readers.llava import message_of
+from tinyalign.data.readers.conversations import conversation_sample
+from tinyalign.data.readers.text_field import id_of, text_of
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
 
@@ -47,9 +49,10 @@ class Reading:
         A field `id` wins over `row_id`. Raises DataError, which names the place `where`, for a
         record without text, or with captions or questions and no image.
         """
-        name = str(fields["id"]) if fields.get("id") is not None else row_id
+        name = id_of(fields, row_id)
         if fields.get("conversations") is not None:
-            return [_conversation(fields["conversations"], images, name, source, where)]
+            turns = fields["conversations"]
+            return [conversation_sample(turns, images, name, source=source, where=where)]
         if not images:
             raise DataError(f"{where}: expected an image beside its text, found none")
         if fields.get("qa") is not None:
@@ -57,7 +60,9 @@ class Reading:
         found = next((fields[key] for key in CAPTION_FIELDS if fields.get(key) is not None), None)
         if found is None:
             raise DataError(f"{where}: expected one of {TEXT_FIELDS}, found {sorted(fields)}")
-        texts = (found,) if isinstance(found, str) else tuple(str(text) for text in found)
+        texts = tuple(
+            text_of(text, where) for text in (found if isinstance(found, list) else [found])
+        )
         if self.captions == "all":
             chosen = list(range(len(texts)))
         else:
@@ -71,23 +76,12 @@ class Reading:
         ]  # fmt: skip
 
 
-def _conversation(
-    turns: Any, images: Sequence[ImageRef], name: str, source: str, where: str
-) -> Sample:
-    if not isinstance(turns, list):
-        raise DataError(f"{where}: expected a list of turns, found {turns!r:.80}")
-    messages = tuple(message_of(turn, where) for turn in turns)
-    answers = [message.text for message in messages if message.role == "assistant"]
-    return Sample(name, tuple(images), messages, source=source, references=tuple(answers[-1:]))
-
-
 def _questions(pairs: Any, image: ImageRef, name: str, source: str, where: str) -> list[Sample]:
-    try:
-        texts = [(str(pair["question"]), str(pair["answer"])) for pair in pairs]
-    except (TypeError, KeyError) as error:
+    if not isinstance(pairs, list):
         raise DataError(
             f"{where}: expected 'qa' to be a list of question and answer, found {pairs!r:.80}"
-        ) from error
+        )
+    texts = [question_and_answer(pair, where) for pair in pairs]
     return [
         question_sample(name, image, index, question, answer, source=source)
         for index, (question, answer) in enumerate(texts)

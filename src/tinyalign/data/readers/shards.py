@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from tinyalign.data.readers.splits import files_of_split
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 
@@ -72,14 +73,15 @@ def without_query(path: str) -> str:
     return re.split(r"[?#]", path)[0] if "://" in path else path
 
 
-def find_shards(path: str | Sequence[str]) -> list[str]:
+def find_shards(path: str | Sequence[str], split: str | None = None) -> list[str]:
     """The shards behind paths, globs, folders and URLs; `{00..12}` and `{a,b}` are written out.
 
-    Each path's shards are in order of name. A path without wildcard is taken as it is: if nothing
-    is there, reading it says so. Raises DataError for a glob or folder without shards.
+    Each path's shards are in order of name; of a folder's shards that are named for splits, only
+    those of `split`, if it is given, are taken. A path without wildcard is taken as it is: if
+    nothing is there, reading it says so. Raises DataError for a glob or folder without shards.
     """
     paths = [path] if isinstance(path, str) else [str(one) for one in path]
-    found = [shard for one in paths for shape in _braces(one) for shard in _behind(shape)]
+    found = [shard for one in paths for shape in _braces(one) for shard in _behind(shape, split)]
     if not found:
         raise DataError("expected at least one shard, found an empty list of paths")
     return found
@@ -101,7 +103,7 @@ def _braces(path: str) -> Iterator[str]:
         yield from _braces(path[: match.start()] + choice + path[match.end() :])
 
 
-def _behind(path: str) -> list[str]:
+def _behind(path: str, split: str | None) -> list[str]:
     """One path -> shards; `?` in a URL begins its query and is no wildcard."""
     wild = any(c in path for c in ("*[" if "://" in path else "*?["))
     if not wild and is_shards(path):
@@ -114,6 +116,8 @@ def _behind(path: str) -> list[str]:
         raise DataError(f"{path}: can't be listed ({error}); name the shards") from error
     if not names:
         raise DataError(f"{path}: expected shards ending in one of {SUFFIXES}, found none there")
+    if not wild and split is not None:
+        names = files_of_split(path, names, split)
     return [files.unstrip_protocol(name) if "://" in path else name for name in names]
 
 

@@ -304,9 +304,11 @@ def _reason(error: Exception) -> str:
 # -- from paths -------------------------------------------------------------------------------
 
 
-def open_shards(path: str | Sequence[str], reading: Reading) -> list[Shard]:
+def open_shards(
+    path: str | Sequence[str], reading: Reading, split: str | None = None
+) -> list[Shard]:
     """The tar and parquet shards behind paths, globs, folders and URLs; see `find_shards`."""
-    paths = find_shards(path)
+    paths = find_shards(path, split)
     names = shard_names(paths)
     source = _source_name(paths)
     shards: list[Shard] = []
