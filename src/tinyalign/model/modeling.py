@@ -201,8 +201,10 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         if values is None:
             if count:
                 raise ModelError(
-                    f"Found {count} memory placeholders but no memory_values. Attach a bank, or "
-                    "set processor.memory_enabled = False to run without memory."
+                    f"Found {count} memory placeholders but no memory_values: forward does not "
+                    "retrieve. With a bank attached, call generate, or pass memory_values, "
+                    "memory_mask and memory_scores from model.retriever.retrieve(...); to run "
+                    "without memory, set processor.memory_enabled = False."
                 )
             return None
         return self.memory_connector(values, mask, scores)
