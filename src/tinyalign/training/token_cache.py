@@ -29,7 +29,7 @@ from tinyalign.log import logger, progress
 from tinyalign.memory.files import sync_file, sync_folder, write_atomically
 from tinyalign.training.tokenise import Tokeniser
 
-FORMAT = 1
+FORMAT = 2
 IDS, LABELS, COUNTS, REASONS = "ids.bin", "labels.bin", "counts.bin", "reasons.jsonl"
 FILES = (IDS, LABELS, COUNTS, REASONS)
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
