@@ -100,6 +100,58 @@ def test_the_last_image_of_each_row_asks(attached, photo):
     assert torch.equal(features, expected)
 
 
+def prompts(processor, *chats):
+    """A left-padded batch of prompts of one user turn each: lists of images and texts."""
+
+    def part(one):
+        if isinstance(one, str):
+            return {"type": "text", "text": one}
+        return {"type": "image", "image": one}
+
+    return processor.apply_chat_template(
+        [[{"role": "user", "content": [part(one) for one in parts]}] for parts in chats],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
+def test_a_text_alone_is_answered_with_and_without_a_bank(attached):
+    model, processor = attached
+    options = {"max_new_tokens": 4, "do_sample": False}
+    remembering = model.generate(**prompts(processor, ["why?"]), **options)
+    assert model.retriever.queries == []
+    model.retriever, processor.query_tokenizer = None, None
+    processor.memory_enabled = False
+    assert torch.equal(remembering, model.generate(**prompts(processor, ["why?"]), **options))
+
+
+def test_rows_with_and_without_an_image_are_answered_as_alone(attached, photo):
+    model, processor = attached
+    chats = ["hm?"], [photo, "why?"], ["what color is it?"]
+
+    def first_logits(*chats):
+        options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True}
+        batch = prompts(processor, *chats)
+        return model.generate(**batch, **options, return_dict_in_generate=True).logits[0]
+
+    together = first_logits(*chats)
+    assert model.last_retrieval.ids == [[], ["a", "a"], []]
+    assert model.last_retrieval.mask.tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    assert model.retriever.queries[0][1].tolist() == [[4]]
+    alone = torch.cat([first_logits(chat) for chat in chats])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_soft_prompt_stands_behind_images_alone(build, photo):
+    model, processor = build(k=2, memory_source="soft_prompt")
+    batch = prompts(processor, ["why?"], [photo, "why?"])
+    alone = model(**prompts(processor, [photo, "why?"])).logits[:, -1]
+    torch.testing.assert_close(model(**batch).logits[1:, -1], alone, atol=1e-5, rtol=1e-4)
+
+
 def test_memory_without_an_image_is_an_error(attached):
     model, _ = attached
     ids = torch.full((1, 40), model.config.memory_token_id)

@@ -69,8 +69,9 @@ def test_a_count_mismatch_is_an_error_with_both_numbers(tinyalign, inputs, memor
     model, processor = tinyalign
     batch = inputs(processor)
     ids = batch["input_ids"]
-    with pytest.raises(ModelError, match="32 memory placeholders but no memory_values"):
+    with pytest.raises(ModelError, match="32 memory placeholders but no memory_values") as error:
         model(**batch)
+    assert "model.retriever.retrieve" in str(error.value)  # true with and without a bank attached
     cut = ids[ids != model.config.memory_token_id][None]
     pixels = batch["pixel_values"]
     with pytest.raises(ModelError, match=r"Found 0 memory placeholders.* = 32 memory features"):

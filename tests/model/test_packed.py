@@ -25,21 +25,22 @@ def model(request, build):
 
 
 def items_of(model, seed=0):
-    """Samples with 16 image tokens, 32 memory tokens and words; the second has no image."""
+    """Samples with 16 image tokens, 32 memory tokens and words; the second has words alone."""
     config = model.config
     draw = torch.Generator().manual_seed(seed)
     items = []
     for i, words in enumerate(LENGTHS):
-        picture = [] if i == 1 else [config.image_token_id] * 16
+        picture = [config.image_token_id] * 16
         text = torch.randint(3, 300, (words,), generator=draw).tolist()
-        ids = [*picture, *[config.memory_token_id] * config.n_memory_tokens, *text]
+        memory = [config.memory_token_id] * config.n_memory_tokens
+        ids = text if i == 1 else [*picture, *memory, *text]
         item = {
             "input_ids": ids,
             "labels": [-100] * (len(ids) - words) + text,
             "memory_values": torch.randn(2, 32, 96, generator=draw),
-            "memory_mask": torch.tensor([True, i != 2]),
+            "memory_mask": torch.tensor([i != 1, i == 0]),
         }
-        if picture:
+        if i != 1:
             item["vision_features"] = [torch.randn(16, 32, generator=draw)]
         items.append(item)
     return items
@@ -123,8 +124,8 @@ def test_memory_placeholders_are_counted_sample_by_sample(model):
     items = items_of(model)
     for name in ("input_ids", "labels"):  # one too few here, one too many there
         items[0][name] = items[0][name][:16] + items[0][name][17:]
-        items[1][name] = items[1][name][:1] + items[1][name]
-    with pytest.raises(ModelError, match="96 memory placeholders in 3 packed samples"):
+        items[2][name] = items[2][name][:17] + items[2][name][16:]
+    with pytest.raises(ModelError, match="64 memory placeholders in 3 packed samples"):
         run(model, items)
 
 

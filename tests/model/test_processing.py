@@ -78,6 +78,25 @@ def test_prompts_are_tokenised_as_in_training(processor, inputs, enabled, text):
         assert ids == trained.input_ids
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_text_without_an_image_is_tokenised_as_in_training(processor, enabled):
+    processor.memory_enabled = enabled
+    chat = [{"role": "user", "content": [{"type": "text", "text": "what color?"}]}]
+    out = processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    trained = encode(
+        Sample("a", (), (Message("user", "what color?"),)),
+        processor.tokenizer,
+        processor.chat_template,
+        n_image_tokens=16,
+        n_memory_tokens=32,
+        add_generation_prompt=True,
+    )
+    assert out["input_ids"][0] == trained.input_ids
+    assert processor.memory_token_id not in trained.input_ids
+
+
 def test_assistant_masks_reach_past_the_placeholders(processor, chat, photo):
     processor.memory_enabled = True
     talk = [*chat(photo), {"role": "assistant", "content": [{"type": "text", "text": "blue"}]}]

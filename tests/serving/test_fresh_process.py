@@ -19,23 +19,26 @@ from PIL import Image
 from transformers import pipeline
 from tinyalign.serving.ask import answer
 
-picture = Image.open(sys.argv[1])
-content = [{"type": "image", "image": picture}, {"type": "text", "text": "What shape is it?"}]
+question = "What shape is it?"
 options = {"max_new_tokens": 8, "do_sample": False}
 
-def said(pipe):
+def said(pipe, picture):
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]
-    return pipe(text=chat, generate_kwargs=options, return_full_text=False)[0]["generated_text"]
+    found = pipe(text=chat, generate_kwargs=options, return_full_text=False)
+    return found[0]["generated_text"].strip()
 
-remembering = answer(model, processor, picture, "What shape is it?", max_new_tokens=8)
 attached = pipeline("image-text-to-text", model=model, processor=processor)
-bare = pipeline("image-text-to-text", model=sys.argv[2])
-alone = answer(bare.model, bare.processor, picture, "What shape is it?", max_new_tokens=8)
-print(json.dumps({
-    "ask": [remembering.text, alone.text],
-    "pipeline": [said(attached).strip(), said(bare).strip()],
-    "memories": [len(remembering.memories), len(alone.memories)],
-}))
+bare = pipeline("image-text-to-text", model=sys.argv[1])
+for name in sys.argv[2:]:
+    for picture in (Image.open(name), name):
+        remembering = answer(model, processor, picture, question, max_new_tokens=8)
+        alone = answer(bare.model, bare.processor, picture, question, max_new_tokens=8)
+        print(json.dumps({
+            "ask": [remembering.text, alone.text],
+            "pipeline": [said(attached, picture), said(bare, picture)],
+            "memories": [len(remembering.memories), len(alone.memories)],
+        }))
 """
 
 
@@ -48,18 +51,25 @@ def readme_snippet(model: Path, bank: Path) -> str:
 
 @pytest.mark.slow  # processes of its own
 def test_readmes_python_then_pipelines_and_ask_agree(world, photo: Image.Image, tmp_path: Path):
-    model, picture = tmp_path / "model", tmp_path / "photo.png"
+    model, pictures = tmp_path / "model", [tmp_path / "photo.png", tmp_path / "turned.png"]
     world.model.save_pretrained(model)
     world.processor.save_pretrained(model)
-    photo.save(picture)
+    photo.save(pictures[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    photo.putalpha(60)
+    photo.save(pictures[1], exif=exif)
     program = readme_snippet(model, Path(world.retriever.bank.folder)) + AND_THEN
     done = subprocess.run(
-        [sys.executable, "-c", program, str(picture), str(model)],
+        [sys.executable, "-c", program, str(model), *map(str, pictures)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["pipeline"] == found["ask"]
-    assert found["memories"] == [2, 0]
+    asked = [json.loads(line) for line in done.stdout.splitlines()[-2 * len(pictures) :]]
+    for found in asked:
+        assert found["pipeline"] == found["ask"]
+        assert found["memories"] == [2, 0]
+    for picture, file in zip(asked[::2], asked[1::2]):
+        assert picture == file

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tinyalign.data.chat import choose_template
+from tinyalign.data.collator import Collator
 from tinyalign.data.readers import open_dataset
 from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import DataError
@@ -65,7 +66,7 @@ def test_a_bank_smaller_than_k_leaves_masked_slots(recipe: Recipe, tmp_path: Pat
     assert not item["memory_values"][~present].any()
 
 
-def test_text_only_samples_get_placeholders_and_no_memory(shop: Workshop) -> None:
+def test_text_only_samples_get_neither_placeholders_nor_memory(shop: Workshop) -> None:
     plain = shop.dataset(shop.recipe.data.pretrain)
     turns = (Message("user", "Who?"), Message("assistant", "Nobody."))
     template = choose_template(shop.processor.tokenizer, "chatml")
@@ -81,8 +82,29 @@ def test_text_only_samples_get_placeholders_and_no_memory(shop: Workshop) -> Non
     )
     item = dataset[0]
     assert "vision_features" not in item
-    assert item["input_ids"].count(shop.model.config.memory_token_id) == 32
+    assert shop.model.config.memory_token_id not in item["input_ids"]
     assert not item["memory_mask"].any()
+
+
+def test_a_batch_may_mix_images_and_text_alone(shop: Workshop) -> None:
+    dataset = shop.dataset(shop.recipe.data.pretrain)
+    text = dataset[1]
+    del text["vision_features"]
+    config = shop.model.config
+    placeholders = (config.image_token_id, config.memory_token_id)
+    kept = [i for i, token in enumerate(text["input_ids"]) if token not in placeholders]
+    text |= {name: [text[name][i] for i in kept] for name in ("input_ids", "labels")}
+    text["memory_mask"] = torch.zeros_like(text["memory_mask"])
+    model = shop.model.train()
+    for items in ([dataset[0], text], [text]):
+        batch = Collator(0)(items)
+        inputs = {name: batch[name] for name in batch if name not in ("index", "n_supervised")}
+        model.zero_grad()
+        model(**inputs).loss.backward()
+        parts = (model.model.multi_modal_projector, model.model.memory_connector)
+        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        assert trained
+        assert all(p.grad is not None for p in trained)  # the same graph, whatever the batch
 
 
 def test_an_unusable_sample_gives_way_to_the_next_and_is_told_once(shop, caplog) -> None:

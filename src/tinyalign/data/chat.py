@@ -58,8 +58,8 @@ def encode(
     """Token ids and labels of a conversation, placeholders filled in: [H_V, H_R, H_I] (METHOD §2).
 
     Each image becomes `n_image_tokens` image tokens; `n_memory_tokens` memory tokens follow the
-    last image, or open the first user turn where there is no image. A placeholder or special
-    token spelt out in somebody's text stays text.
+    last image. Without an image there are none, as memories are looked up by it. A placeholder or
+    special token spelt out in somebody's text stays text.
 
     Args:
         sample: a `Sample`, its messages, or messages as transformers takes them.
@@ -72,7 +72,7 @@ def encode(
             placeholders beyond `max_length`, or a template that refuses the conversation.
     """
     name = f"sample {sample.id!r}" if isinstance(sample, Sample) else "conversation"
-    chat = to_conversation(sample, memory=n_memory_tokens > 0)
+    chat = to_conversation(sample)
     if add_generation_prompt and chat and chat[-1]["role"] == "assistant":
         chat = chat[:-1]
     if not any(message["role"] == "user" for message in chat):
@@ -85,9 +85,10 @@ def encode(
     chat, mark = _guard(
         chat, _special_pattern(tokenizer, len(tokenizer), image_token, memory_token)
     )
-    tokens = {"image_token": image_token, "memory_token": memory_token}
     try:
-        text, spans = render(tokenizer, template, chat, add_generation_prompt, **tokens)
+        text, spans = render(
+            tokenizer, template, chat, add_generation_prompt, image_token=image_token
+        )
     except Exception as error:
         raise DataError(f"{name}: the chat template refuses this conversation ({error})") from error
 
@@ -102,7 +103,7 @@ def encode(
     slots = Slots(
         images=images,
         image_id=_placeholder_id(tokenizer, image_token) if images else -1,
-        memory_id=_placeholder_id(tokenizer, memory_token) if n_memory_tokens else -1,
+        memory_id=_placeholder_id(tokenizer, memory_token) if images and n_memory_tokens else -1,
         n_image_tokens=n_image_tokens,
         n_memory_tokens=n_memory_tokens,
     )
@@ -120,11 +121,10 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int | Non
     return last if last in tokenizer.added_tokens_decoder else None
 
 
-def to_conversation(sample: Chat, *, memory: bool = False) -> Conversation:
+def to_conversation(sample: Chat) -> Conversation:
     """Messages in transformers' shape: the sample's images first in the first user turn.
 
-    Where there is no image, `memory` puts a `{"type": "memory"}` part there. A conversation that
-    opens with the assistant gets an empty user turn before it.
+    A conversation that opens with the assistant gets an empty user turn before it.
     """
     messages = sample.messages if isinstance(sample, Sample) else sample
     chat = [_as_dict(message) for message in messages]
@@ -135,8 +135,6 @@ def to_conversation(sample: Chat, *, memory: bool = False) -> Conversation:
         chat.insert(opening, {"role": "user", "content": []})
     images = len(sample.images) if isinstance(sample, Sample) else 0
     front: list[dict[str, Any]] = [{"type": "image"}] * images
-    if memory and not images and not _count(chat, "image"):
-        front = [{"type": "memory"}]
     chat[opening]["content"] = front + chat[opening]["content"]
     return chat
 
@@ -270,15 +268,8 @@ def _fill(encoded: Encoded, slots: Slots, name: str) -> Encoded:
         if token == slots.image_id:
             found -= 1
             new = [token] * slots.n_image_tokens + ([] if found else memory)
-        elif token == slots.memory_id:
-            new = memory
         ids += new
         labels += [label] * len(new)
-    if ids.count(slots.memory_id) != len(memory):
-        raise DataError(
-            f"{name}: expected {len(memory)} memory tokens, found {ids.count(slots.memory_id)}; "
-            "this chat template doesn't show them without an image"
-        )
     return Encoded(ids, labels)
 
 

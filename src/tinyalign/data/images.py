@@ -56,8 +56,12 @@ def load_image(ref: ImageRef) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """A decoded picture of any mode as upright RGB, the way `load_image` gives it.
 
-    EXIF rotation is applied; grey, also of 16 bits, becomes RGB; transparency is laid on white.
+    EXIF rotation is applied; grey, also of 16 bits, becomes RGB; transparency is laid on white;
+    more than `MAX_PIXELS` pixels are made fewer. The picture given is left as it is.
     """
+    if image.width * image.height > MAX_PIXELS:
+        image = image.copy()
+        _shrink_while_decoding(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey_to_rgb(image)

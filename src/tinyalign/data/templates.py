@@ -1,9 +1,9 @@
 """Chat templates with `{% generation %}` blocks: what is supervised is what a block encloses.
 
-A message's content is text, or a list of `{"type": "image"}`, `{"type": "memory"}` and
-`{"type": "text", "text": ...}`, shown one after the other with nothing between. None of the
-templates starts with BOS; `tinyalign.data.chat.choose_template` adds it where the tokenizer does.
-Texts are shown as they are, neither stripped nor escaped.
+A message's content is text, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`,
+shown one after the other with nothing between. None of the templates starts with BOS;
+`tinyalign.data.chat.choose_template` adds it where the tokenizer does. Texts are shown as they
+are, neither stripped nor escaped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ SHOW = r"""
     {%- for part in content -%}
       {%- if part.type == 'image' -%}
         {{- image_token | default('<image>', true) -}}
-      {%- elif part.type == 'memory' -%}
-        {{- memory_token | default('<memory>', true) -}}
       {%- else -%}
         {{- part.text -}}
       {%- endif -%}

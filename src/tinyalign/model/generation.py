@@ -67,11 +67,13 @@ class MemoryGenerationMixin(GenerationMixin):
     def _retrieve(
         self, input_ids: Tensor, features: Tensor | None, query_ids: Tensor | None, exclude: Any
     ) -> MemoryBatch:
-        """Memories by each row's last image; the image must be there, as it makes the query."""
+        """Memories by each row's last image, which makes the query; rows without placeholders,
+        such as text alone, get none."""
         assert self.retriever is not None
         tokens = (input_ids == self.config.image_token_id).sum(dim=1)
         images = tokens // self.config.image_seq_length  # (B,) images in each row
-        if features is None or bool((images == 0).any()):
+        asking = (input_ids == self.config.memory_token_id).any(dim=1)  # (B,)
+        if features is None or bool((asking & (images == 0)).any()):
             raise ModelError(
                 "Memories are looked up by image, but a row with memory placeholders has no "
                 "image. Pass pixel_values or vision_features, or memory_values yourself."
@@ -82,7 +84,14 @@ class MemoryGenerationMixin(GenerationMixin):
                 f"The ids hold placeholders for {int(last[-1]) + 1} images, but "
                 f"{features.shape[0]} were passed."
             )
-        return self.retriever.retrieve(features[last.to(features.device)], query_ids, exclude)
+        if not bool(asking.all()):
+            query_ids = None if query_ids is None else query_ids[asking.to(query_ids.device)]
+            rows = asking.nonzero().flatten().tolist()
+            exclude = None if exclude is None else [exclude[row] for row in rows]
+        found = self.retriever.retrieve(
+            features[last[asking].to(features.device)], query_ids, exclude
+        )
+        return found if bool(asking.all()) else _spread(found, asking.tolist())
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
@@ -96,3 +105,21 @@ class MemoryGenerationMixin(GenerationMixin):
             for name in ("memory_values", "memory_mask", "memory_scores"):
                 prepared.pop(name, None)
         return prepared
+
+
+def _spread(found: MemoryBatch, asking: list[bool]) -> MemoryBatch:
+    """`found`, of the rows that asked, as a batch of all rows; those of the others are absent."""
+    rows = [row for row, asks in enumerate(asking) if asks]
+    ids = dict(zip(rows, found.ids))
+
+    def spread(tensor: Tensor) -> Tensor:
+        out = tensor.new_zeros(len(asking), *tensor.shape[1:])
+        out[rows] = tensor
+        return out
+
+    return MemoryBatch(
+        spread(found.values),
+        spread(found.mask),
+        spread(found.scores),
+        [ids.get(row, []) for row in range(len(asking))],
+    )

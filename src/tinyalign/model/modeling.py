@@ -138,7 +138,8 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Where image and memory tokens go: two masks (B, L, 1), counted against the features.
 
-        segments: of a packed row. Raises ModelError with both numbers on a mismatch.
+        memory_features: of the rows that have memory placeholders. segments: of a packed row.
+        Raises ModelError with both numbers on a mismatch.
         """
         if input_ids is None:
             raise ModelError(
@@ -156,8 +157,11 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
                 )
         if memory_features is not None:
             rows = _count_by_sample(memory_mask, segments)
+            with_memory = rows[rows > 0]
             expected = memory_features.shape[1]
-            if memory_features.shape[0] != len(rows) or bool((rows != expected).any()):
+            if memory_features.shape[0] != len(with_memory) or bool(
+                (with_memory != expected).any()
+            ):
                 raise ModelError(
                     f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} "
                     f"{'rows' if segments is None else 'packed samples'} for "
@@ -182,7 +186,10 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         scores: Tensor | None,
         segments: Tensor | None,
     ) -> Tensor | None:
-        """H_R (B, n, d), or None when retrieval is off for this batch."""
+        """H_R (B, n, d), or None when retrieval is off for this batch.
+
+        A sample with neither placeholders nor memories, such as text alone, is left out of it.
+        """
         count = 0
         if input_ids is not None:
             count = int(input_ids.eq(self.config.memory_token_id).sum())
@@ -196,16 +203,26 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         if self.memory_connector.table is not None:
             if input_ids is None or not count:
                 return None
-            samples = input_ids if segments is None else segments
-            return self.memory_connector(None, batch_size=samples.shape[0])
+            counts = self._memory_placeholders(input_ids, segments)
+            return self.memory_connector(None, batch_size=int((counts > 0).sum()))
         if values is None:
             if count:
                 raise ModelError(
-                    f"Found {count} memory placeholders but no memory_values. Attach a bank, or "
-                    "set processor.memory_enabled = False to run without memory."
+                    f"Found {count} memory placeholders but no memory_values: forward does not "
+                    "retrieve. With a bank attached, call generate, or pass memory_values, "
+                    "memory_mask and memory_scores from model.retriever.retrieve(...); to run "
+                    "without memory, set processor.memory_enabled = False."
                 )
             return None
-        return self.memory_connector(values, mask, scores)
+        memories = self.memory_connector(values, mask, scores)
+        if input_ids is None or mask is None:
+            return memories
+        counts = self._memory_placeholders(input_ids, segments)
+        return _without_absent(memories, counts, mask)
+
+    def _memory_placeholders(self, input_ids: Tensor, segments: Tensor | None) -> Tensor:
+        """How many each row (B,), or each sample of a packed row, has."""
+        return _count_by_sample(input_ids.eq(self.config.memory_token_id), segments)
 
     @can_return_tuple
     def forward(
@@ -336,6 +353,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         Images: pixel_values (images, 3, H, W), or vision_features (images, n, D) from a cache,
         or mm_encoder_outputs {"image": get_image_features(...)}.
         Memories: memory_values (B, k, 32, 96), memory_mask (B, k) bool, memory_scores (B, k).
+        A row whose mask is all False may do without placeholders: text alone has none.
         Without memory placeholders and memory_values the model runs without memory.
         supervised_only with labels: the head runs only at positions whose next token is
         supervised. The loss is the same; logits are then (1, supervised, vocabulary).
@@ -423,6 +441,15 @@ def _count_by_sample(mask: Tensor, segments: Tensor | None) -> Tensor:
     if segments is None:
         return mask.sum(dim=1)
     return (mask[0][segments.clamp(min=0)] & (segments >= 0)).sum(dim=1)
+
+
+def _without_absent(memories: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
+    """memories (B, n, d) less those of samples without placeholders (counts (B,) are 0) whose
+    memories are absent (mask (B, k) is False)."""
+    if len(counts) != len(memories):
+        return memories  # an error, which `get_placeholder_mask` words
+    kept = (counts > 0) | mask.to(counts.device).bool().any(dim=1)
+    return memories if bool(kept.all()) else memories[kept.to(memories.device)]
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from transformers.processing_utils import MultiModalData
 from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN, neutralise
 from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ModelError
+from tinyalign.model.image_inputs import as_rgb
 from tinyalign.model.remote import PROCESSOR_MAP, PackageIsTheCode, write_remote_module
 
 
@@ -62,6 +63,10 @@ class TinyAlignProcessor(PackageIsTheCode, ProcessorMixin):
         saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         write_remote_module(save_directory)
         return saved
+
+    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; images are loaded as in training (`model.image_inputs`)."""
+        return super().__call__(as_rgb(images), text, *args, **kwargs)
 
     @property
     def n_memory_tokens(self) -> int:

@@ -120,7 +120,7 @@ class TrainingDataset(Dataset):
             item |= self._images(index)
         if self.neighbours is not None:
             item |= self.neighbours.item(index)
-            if not has_image:  # nothing to look memories up by, as at test time
+            if not has_image:  # nothing to look memories up by, and no placeholders for them
                 item["memory_mask"] = torch.zeros_like(item["memory_mask"])
         return item
 
