@@ -85,5 +85,7 @@ def test_it_compares_both_arms_and_leaves_table_and_pictures(
     with pytest.raises(ConfigError, match="another folder"):
         run(out, minutes=2, device="cpu", overrides=tiny)
     plan = summary["plan"]
-    run(out, minutes=1, device="cpu", overrides=tiny)  # once more: nothing is trained again
+    capsys.readouterr()
+    run(out, minutes=1, device="cpu", overrides=tiny, tell=False)  # nothing is trained again
+    assert capsys.readouterr().out == ""
     assert json.loads((out / "summary.json").read_text())["plan"] == plan

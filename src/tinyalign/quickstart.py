@@ -47,6 +47,7 @@ ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}
 NAMES = {"baseline": "baseline", "tinyalign": "TinyAlign"}
 PLAN = "plan.json"
 SUMMARY = "summary.json"
+EXAMPLE = "example.png"
 PROBE_STEPS = 6
 FEWEST_STEPS, MOST_STEPS = 10, 400
 BASELINE_SHARE = 0.7
@@ -90,12 +91,14 @@ def run(
     seed: int = 0,
     device: str = "auto",
     overrides: dict[str, Any] | None = None,
+    tell: bool = True,
 ) -> Path:
     """Perceiver, bank, neighbours, both stages of both arms, evaluation, table and pictures.
 
     minutes: the time to stay within on two CPU cores; the steps of both arms follow from a timed
-    probe. overrides: further recipe settings, as `load_recipe` takes them. Returns `out`, which
-    then holds summary.json, curves.png, examples.png, and a run folder for each arm.
+    probe. overrides: further recipe settings, as `load_recipe` takes them. tell: print the table
+    and what to try next. Returns `out`, which then holds summary.json, curves.png, examples.png,
+    and a run folder for each arm.
 
     Raises ConfigError without matplotlib or for a budget that is no time at all.
     """
@@ -123,8 +126,11 @@ def run(
     judged = {arm: _judge(arm, out, test, seen, base, seed) for arm in ARMS}
     _pictures(out, judged, test, bank)
     blind = question_alone(open_source(base.data.pretrain, seed), test)
-    _summarise(out, plan, blind, judged, costs, clock)
-    _next_steps(out, base, test[0])
+    summary = _summarise(out, plan, blind, judged, costs, clock)
+    shutil.copyfile(str(test[0].images[0].path), out / EXAMPLE)
+    if tell:
+        _show(summary)
+        _next_steps(out, test[0])
     return out
 
 
@@ -321,44 +327,48 @@ def _summarise(
     judged: dict[str, tuple[Results, list[Prediction]]],
     costs: dict[str, dict[str, float]],
     clock: Clock,
-) -> None:
-    table = Table(title=f"easy-VQA, official test split, {plan.questions} questions")
-    for name in ("", "accuracy [95 %]", "loss a token [95 %]", "training", "peak memory"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("the question alone (no model)", f"{blind:.1%}", "", "", "")
+) -> dict[str, Any]:
+    """Write summary.json; returns its content."""
     summary: dict[str, Any] = {"plan": vars(plan), "question_alone": blind, "arms": {}}
-    for arm, name in ARMS.items():
-        results = judged[arm][0]
-        accuracy, loss, cost = results.metrics["accuracy"], results.metrics["loss"], costs[arm]
-        table.add_row(
-            name,
-            f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
-            f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]",
-            f"{cost['seconds']:.0f} s",
-            f"{cost['memory_gb']:.1f} GB",
-        )
-        metrics = {key: value.as_dict() for key, value in results.metrics.items()}
-        summary["arms"][arm] = {"metrics": metrics, **cost}
+    for arm in ARMS:
+        metrics = {key: value.as_dict() for key, value in judged[arm][0].metrics.items()}
+        summary["arms"][arm] = {"metrics": metrics, **costs[arm]}
     ours, base = [judged["tinyalign"][1]], [judged["baseline"][1]]
-    gap = compare(ours, base, "accuracy")
     summary["difference"] = {
-        "accuracy": gap.as_dict(),
+        "accuracy": compare(ours, base, "accuracy").as_dict(),
         "loss": compare(ours, base, "loss", relative=True).as_dict(),
     }
     summary["seconds"] = round(60 * clock.minutes - clock.left)
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _show(summary: dict[str, Any]) -> None:
+    """The summary as a table, and the difference of the arms in a sentence."""
+    table = Table(title=f"easy-VQA, official test split, {summary['plan']['questions']} questions")
+    for name in ("", "accuracy [95 %]", "loss a token [95 %]", "training", "peak memory"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("the question alone (no model)", f"{summary['question_alone']:.1%}", "", "", "")
+    for arm, name in ARMS.items():
+        found = summary["arms"][arm]
+        table.add_row(
+            name,
+            "{value:.1%} [{low:.1%}, {high:.1%}]".format(**found["metrics"]["accuracy"]),
+            "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found["metrics"]["loss"]),
+            f"{found['seconds']:.0f} s",
+            f"{found['memory_gb']:.1f} GB",
+        )
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
+    gap = "{value:+.1%} [{low:+.1%}, {high:+.1%}]".format(**summary["difference"]["accuracy"])
     console.print(
-        f"TinyAlign against the baseline: {gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}], "
-        f"paired over images. Whole quickstart: {summary['seconds'] / 60:.1f} min."
+        f"TinyAlign against the baseline: {gap}, paired over images. "
+        f"Whole quickstart: {summary['seconds'] / 60:.1f} min."
     )
 
 
-def _next_steps(out: Path, base: Recipe, sample: Sample) -> None:
-    picture = out / "example.png"
-    shutil.copyfile(str(sample.images[0].path), picture)
-    ours = out / "tinyalign"
+def _next_steps(out: Path, sample: Sample) -> None:
+    picture, ours = out / EXAMPLE, out / "tinyalign"
     lines = [
         f"Loss curves: {out / 'curves.png'}    examples: {out / 'examples.png'}",
         "",

@@ -16,9 +16,6 @@ from tinyalign.training.recipe import RECIPE_ONLY
 
 from .conftest import make_pairs
 
-REPORTING = sorted(set(VERBS) - {"quickstart"})
-
-
 # --------------------------------------------------------------------------------------------- help
 
 
@@ -39,7 +36,7 @@ def test_help_says_what_every_option_is_and_its_default(run, verb: str):
         assert no_value or re.search(r"default:\s|\(required", option), option
 
 
-@pytest.mark.parametrize("verb", REPORTING)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_that_reports_does_so_as_json_too(verb: str):
     assert "json" in arguments_class(VERBS[verb].load()).__dataclass_fields__
 

@@ -305,3 +305,30 @@ def test_torchrun_judges_as_one_process_does(evaluate, judged: Path, tmp_path: P
     assert found[0]["metrics"]["loss"]["value"] == pytest.approx(
         found[1]["metrics"]["loss"]["value"], rel=1e-5
     )
+
+
+def test_a_question_that_the_template_leaves_out_is_said_once(
+    run, judged: Path, tmp_path: Path
+) -> None:
+    words = ("--model", judged / "model", "--data", judged / "dev" / "pairs.json", "--limit", 2)
+    said = {}
+    for task in ("vqa", "caption"):
+        rows = ("--bank", judged / "bank", "--rows", "all", "--max-new-tokens", 1)
+        out = ("--task", task, "--out", tmp_path / task)
+        code, _, said[task] = run("evaluate", *words, *rows, *out)
+        assert code == 0, said[task]
+    assert said["vqa"].count("chat template (plain) leaves the question out") == 1
+    assert "leaves the question out" not in said["caption"]
+
+
+def test_of_a_single_image_there_is_no_interval(evaluate, judged: Path, tmp_path: Path) -> None:
+    code, out, errors = evaluate("--limit", 1, "--out", tmp_path / "one")
+    assert code == 0, errors
+    assert re.search(r"│ loss +│ +\d+\.\d{4} │ - +│ - +│", out), out
+    code, out, errors = evaluate(
+        "--limit", 1, "--bank", judged / "bank", "--rows", "all", "--out", tmp_path / "rows"
+    )
+    assert code == 0, errors
+    assert re.search(r"│ off +│ +\d+\.\d{4} │ - +│ [+-]\d+\.\d{4} +│ - +│", out), out
+    code, out, _ = evaluate("--limit", 2, "--out", tmp_path / "two")
+    assert re.search(r"│ loss +│ +\d+\.\d{4} │ +\d+\.\d{4} │ +\d+\.\d{4} │", out), out

@@ -109,12 +109,21 @@ def test_shipped_recipes_are_listed_and_shown(run):
 
 def test_quickstart_passes_its_options_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[dict] = []
-    stand_in = ModuleType("tinyalign.quickstart")
-    stand_in.run = lambda **options: calls.append(options)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tinyalign.quickstart", stand_in)
+
+    def stand_in(**options: object) -> Path:
+        calls.append(options)
+        (tmp_path / "summary.json").write_text('{"arms": {"baseline": 0.5}}')
+        return tmp_path
+
+    module = ModuleType("tinyalign.quickstart")
+    module.run, module.SUMMARY = stand_in, "summary.json"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tinyalign.quickstart", module)
     words = ("--out", tmp_path, "--minutes", "2.5", "--seed", "1", "--device", "cpu")
-    assert run("quickstart", *words)[0] == 0
-    assert calls == [{"out": tmp_path, "minutes": 2.5, "seed": 1, "device": "cpu"}]
+    assert run("quickstart", *words)[:2] == (0, "")
+    code, out, _ = run("quickstart", *words, "--json")
+    assert (code, json.loads(out)) == (0, {"arms": {"baseline": 0.5}})
+    asked = {"out": tmp_path, "minutes": 2.5, "seed": 1, "device": "cpu"}
+    assert calls == [{**asked, "tell": True}, {**asked, "tell": False}]
 
 
 def test_shipped_launch_configurations_are_listed_and_found(run):

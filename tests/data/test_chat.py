@@ -22,6 +22,8 @@ from tinyalign.data.chat import (
     to_conversation,
 )
 from tinyalign.data.sample import ImageRef, Message, Sample
+from tinyalign.data.template_choice import shows_questions, template_name
+from tinyalign.data.templates import BOS
 from tinyalign.errors import DataError
 
 IMAGE = ImageRef(path="photo.png")
@@ -328,6 +330,15 @@ class TestChooseTemplate:
     def test_an_unknown_name_lists_the_known_ones(self, make_tokenizer):
         with pytest.raises(DataError, match=r"chatml.*found 'chatlm'"):
             choose_template(make_tokenizer(), "chatlm")
+
+    @pytest.mark.parametrize("name", CHAT_TEMPLATES)
+    def test_all_but_plain_show_the_question(self, make_tokenizer, name):
+        tokenizer = make_tokenizer(bos=True)
+        template = choose_template(tokenizer, name)
+        assert shows_questions(tokenizer, template) == (name != "plain")
+        assert template.startswith(BOS)
+        assert template_name(template) == template_name(CHAT_TEMPLATES[name]) == name
+        assert template_name("{{ messages }}") is None
 
     def test_a_template_ending_on_plain_text_has_no_end_token(self, families):
         assert end_token_id(families["bos"], "gemma") is None

@@ -12,7 +12,7 @@ from tinyalign.errors import BankError
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.entries import Entry
 from tinyalign.memory.manifest import Manifest
-from tinyalign.memory.writer import BankWriter, finish_commit
+from tinyalign.memory.writer import BankWriter, check_vacant, finish_commit
 
 GENERATOR = torch.Generator().manual_seed(0)
 KEYS = torch.randn(10, 6, generator=GENERATOR)
@@ -138,6 +138,21 @@ def test_a_damaged_unfinished_build_is_refused_by_name(name: str, tmp_path: Path
     path.write_bytes(path.read_bytes()[:5])
     with pytest.raises(BankError, match=name):
         BankWriter(tmp_path, "one", *CODINGS)
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_bank(tmp_path: Path) -> None:
+    check_vacant(tmp_path / "new")
+    (tmp_path / "writer.lock").touch()
+    check_vacant(tmp_path)
+    (tmp_path / "letters.txt").touch()
+    with pytest.raises(BankError, match=r"found other files \(letters\.txt\); choose another"):
+        check_vacant(tmp_path)
+    (tmp_path / "building").mkdir()
+    check_vacant(tmp_path)  # a build was begun here: that one is gone on with
+    (tmp_path / "building").rmdir()
+    (tmp_path / "letters.txt").unlink()
+    build(tmp_path)
+    check_vacant(tmp_path)  # what to do about a bank, those who build one say
 
 
 def test_ids_must_be_unique(tmp_path: Path) -> None:

@@ -127,8 +127,13 @@ def test_settings_out_of_range_are_explained():
         config(memory_fusion="depth")
     with pytest.raises(ConfigError, match="memory_latents_used"):
         config(memory_latents_used=33)
-    with pytest.raises(ConfigError, match="memory_fusion_args"):
+    knows_none = r"memory_fusion_args.* 'gates', which fusion 'width' .* knows none.*args \{\}`"
+    with pytest.raises(ConfigError, match=knows_none):
         connector(memory_k=1, memory_fusion_args={"gates": 2})
+    with pytest.raises(ConfigError, match="it knows 'prompt_tokens'"):
+        connector(memory_k=1, memory_fusion="sequence", memory_fusion_args={"gates": 2})
+    with pytest.raises(ConfigError, match="do not fit"):
+        connector(memory_k=1, memory_fusion="sequence", memory_fusion_args={"prompt_tokens": "a"})
 
 
 def test_prompt_tokens_stand_before_the_memories_and_do_not_depend_on_them():

@@ -41,6 +41,7 @@ def ask(args: AskArgs) -> int:
     """Ask a model about an image; the answer is the same as of transformers' pipeline."""
     from transformers import set_seed
 
+    from tinyalign.cli.unread_question import warn_of_unread_question
     from tinyalign.data.images import load_image
     from tinyalign.data.sample import ImageRef
     from tinyalign.serving.ask import answer
@@ -54,6 +55,8 @@ def ask(args: AskArgs) -> int:
     loaded = load(
         args.model, args.bank, k=args.k, device=args.device, engine=args.engine, recall=args.recall
     )
+    if args.question:
+        warn_of_unread_question(loaded.processor)
     set_seed(args.seed)
     found = answer(
         loaded.model, loaded.processor, image, args.question, max_new_tokens=args.max_new_tokens

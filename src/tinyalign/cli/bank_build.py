@@ -51,8 +51,10 @@ def bank_build(args: BankBuildArgs) -> int:
     """
     from tinyalign.memory.builder import Share, build_bank
     from tinyalign.memory.compressor import Compressor
+    from tinyalign.memory.writer import check_vacant
     from tinyalign.training.sources import draw, open_source
 
+    check_vacant(args.out)  # before any image is encoded
     share = Share.of_launch()
     if share.index:
         logger.setLevel(logging.WARNING)  # the first process speaks for all

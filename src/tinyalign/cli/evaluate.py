@@ -11,6 +11,7 @@ from tinyalign.cli.lmms_eval import evaluate_lmms_eval
 from tinyalign.cli.options import NAME, DataOptions
 from tinyalign.cli.output import columns, facts, say, say_json, say_table
 from tinyalign.cli.searching import SearchOptions
+from tinyalign.cli.unread_question import warn_of_unread_question
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
 from tinyalign.training.recipe import RECIPE_ONLY, DataSource
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from tinyalign.data.sample import Sample
     from tinyalign.evaluation.contamination import Contamination
     from tinyalign.evaluation.runner import Evaluation
+    from tinyalign.evaluation.statistics import Interval
 
 TASK_ONLY = ("format", "image_folder", "split", "prompt", "captions")
 """Options that say how a data set of --task is read."""
+WITHOUT_QUESTION = ("caption", "captions")
+"""The task and the benchmark in which a model is asked for nothing but a caption."""
 
 
 @dataclass(kw_only=True)
@@ -115,7 +119,7 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
     """What was found, by the row's name; of one row alone by what was measured."""
     from tinyalign.evaluation.rows import evaluate_rows, with_mode
     from tinyalign.evaluation.runner import evaluate as judge
-    from tinyalign.evaluation.shards import Shard, local_device
+    from tinyalign.evaluation.shards import Shard, local_device, rank
     from tinyalign.serving.load import load
 
     shard = None if args.shard is None else Shard.parse(args.shard)
@@ -124,6 +128,8 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
         args.model, args.bank, k=args.k, device=local_device(args.device), dtype=args.dtype,
         engine=args.engine, recall=args.recall,
     )  # fmt: skip
+    if rank() == 0 and _measured(args) not in WITHOUT_QUESTION:
+        warn_of_unread_question(loaded.processor)
     settings |= {
         "out": args.out,
         "seed": args.seed,
@@ -227,9 +233,20 @@ def _tell(args: EvaluateArgs, found: Mapping[str, Evaluation]) -> None:
 
 
 def _tell_one(name: str, found: Evaluation) -> None:
-    rows = [(name, m.value, m.low, m.high) for name, m in found.results.metrics.items()]
+    rows = [(name, m.value, *_bounds(m, found)) for name, m in found.results.metrics.items()]
     say_table(columns((f"{name}: {found.results.n} samples", "value", "95 % from", "to"), rows))
     _tell_about(found)
+
+
+def _bounds(metric: Interval, found: Evaluation) -> tuple[float | str, float | str]:
+    """The ends of a 95 % interval over images; of a single image there is none."""
+    one_image = found.results.settings.get("images") == 1
+    return ("-", "-") if one_image else (metric.low, metric.high)
+
+
+def _between(metric: Interval, found: Evaluation, sign: str = "") -> str:
+    low, high = _bounds(metric, found)
+    return "-" if isinstance(low, str) else f"{low:{sign}.4f} to {high:{sign}.4f}"
 
 
 def _tell_about(found: Evaluation) -> None:
@@ -258,13 +275,10 @@ def _tell_rows(found: Mapping[str, Evaluation]) -> None:
         lines: list[list[Any]] = []
         for row, one in found.items():
             value = one.results.metrics[name]
-            line: list[Any] = [row, value.value, f"{value.low:.4f} to {value.high:.4f}"]
+            line: list[Any] = [row, value.value, _between(value, one)]
             if name in paired and row != "on":
                 difference = compare([on.predictions], [one.predictions], name)
-                line += [
-                    f"{difference.value:+.4f}",
-                    f"{difference.low:+.4f} to {difference.high:+.4f}",
-                ]
+                line += [f"{difference.value:+.4f}", _between(difference, on, "+")]
             lines.append(line + [""] * (5 - len(line)))
         head = (f"memory ({on.results.n} samples)", name, "95 %", "on minus this", "95 %, paired")
         say_table(columns(head, lines))

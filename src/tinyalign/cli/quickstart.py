@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyalign.cli.output import say_json
 from tinyalign.errors import ConfigError
 
 
@@ -20,6 +22,8 @@ class QuickstartArgs:
     """Of every random draw."""
     device: str = "auto"
     """"auto" takes a GPU where there is one; or "cpu", "cuda"."""
+    json: bool = False
+    """Print the content of summary.json instead."""
 
 
 def quickstart(args: QuickstartArgs) -> int:
@@ -30,7 +34,15 @@ def quickstart(args: QuickstartArgs) -> int:
     """
     if args.minutes <= 0:
         raise ConfigError(f"--minutes must be positive, found {args.minutes}")
-    from tinyalign.quickstart import run
+    from tinyalign.quickstart import SUMMARY, run
 
-    run(out=Path(args.out), minutes=args.minutes, seed=args.seed, device=args.device)
+    out = run(
+        out=Path(args.out),
+        minutes=args.minutes,
+        seed=args.seed,
+        device=args.device,
+        tell=not args.json,
+    )
+    if args.json:
+        say_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
     return 0

@@ -83,6 +83,23 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
+def shows_questions(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a prompt depends on what the user asks; "plain" for one leaves the question out."""
+    image = {"type": "image"}
+    asked: list[Conversation] = [
+        [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+        for question in ("Is it blue?", "Is it green?")
+    ]
+    one, other = (_try(tokenizer, template, chat, True) for chat in asked)
+    return one is None or one != other
+
+
+def template_name(template: str) -> str | None:
+    """Which of `CHAT_TEMPLATES` this is, with BOS or without; None for a stranger's."""
+    names = {own: name for name, own in CHAT_TEMPLATES.items()}
+    return names.get(template.removeprefix(BOS))
+
+
 def _own_with_images(tokenizer: PreTrainedTokenizerBase, own: str) -> str | None:
     """The tokenizer's own template, able to show images, if it has generation blocks."""
     if not GENERATION.search(own):

@@ -23,7 +23,7 @@ from tinyalign.memory.lock import WriteLock, cannot_write
 from tinyalign.memory.maker import Batches, FeatureRows, Maker
 from tinyalign.memory.manifest import MANIFEST, Manifest
 from tinyalign.memory.unfinished import refuse_unfinished
-from tinyalign.memory.writer import BankWriter, finish_commit
+from tinyalign.memory.writer import BankWriter, check_vacant, finish_commit
 
 if TYPE_CHECKING:
     from tinyalign.model.vision import VisionEncoder
@@ -137,10 +137,11 @@ def build_bank(
     the parts together, and the bytes are those of a build by one process.
 
     Run again with the same input on a finished bank it returns that bank. Raises BankError if
-    `out` holds another bank or another unfinished build (also one by another number of
-    processes), or if nothing could be stored.
+    `out` holds another bank, another unfinished build (also one by another number of
+    processes) or files of something else, or if nothing could be stored.
     """
     share = Share.of_launch() if share is None else share
+    check_vacant(out)
     found = survey(samples)
     manifest = _manifest(vision, compressor, found.hash, vision_name, batch_size)
     manifest = replace(manifest, keys_dtype=keys_dtype, values_dtype=values_dtype)

@@ -26,7 +26,7 @@ from tinyalign.memory.maker import Batches, FeatureRows, Maker
 from tinyalign.memory.manifest import Manifest
 from tinyalign.memory.retriever import check_encoder
 from tinyalign.memory.unfinished import refuse_unfinished
-from tinyalign.memory.writer import BankWriter, finish_commit
+from tinyalign.memory.writer import BankWriter, check_vacant, finish_commit
 
 if TYPE_CHECKING:
     from tinyalign.model.vision import VisionEncoder
@@ -205,9 +205,11 @@ def new_bank(out: str | Path, fingerprint: str, manifest: Manifest) -> Iterator[
     """A writer for a bank that is made in one go; on failure nothing of it stays behind.
 
     fingerprint: hash of what decides its bytes. manifest: says how keys and values are coded.
-    Raises BankError for a folder that has a bank or an unfinished build of another kind.
+    Raises BankError for a folder that has a bank, an unfinished build of another kind, or files of
+    something else.
     """
     folder = Path(out)
+    check_vacant(folder)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,14 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor
 
-from tinyalign.errors import BankError
+from tinyalign.errors import BankError, first_few
 from tinyalign.hashing import hash_range
 from tinyalign.memory.bank import COMPRESSOR, MemoryBank
 from tinyalign.memory.coding import CodingError, KeyCoding, ValueCoding
 from tinyalign.memory.compressor import copy_compressor
 from tinyalign.memory.entries import Commit, Entry, write_segment
 from tinyalign.memory.files import replace_file, sync_file, sync_folder, write_atomically
-from tinyalign.memory.lock import cannot_write
+from tinyalign.memory.lock import LOCK, cannot_write
 from tinyalign.memory.manifest import MANIFEST, Manifest, SegmentRecord, describe_file
 
 BUILDING = "building"
@@ -85,6 +85,19 @@ def coded(
     error = CodingError()
     error.add(exact, decoded)
     return Coded(raw_keys, raw_values, error)
+
+
+def check_vacant(folder: str | Path) -> None:
+    """BankError for a folder with files of something that is no bank, finished or begun."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / BUILDING).exists() or (folder / MANIFEST).exists():
+        return
+    found = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, BUILDING))
+    if found:
+        raise BankError(
+            f"{folder}: expected an empty or a new folder for a bank, found other files "
+            f"({first_few(found, 3)}); choose another folder"
+        )
 
 
 class BankWriter:

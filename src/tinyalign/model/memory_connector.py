@@ -14,6 +14,7 @@ in closed form by `MemoryConnector.start_linear_skip`.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,6 +148,21 @@ class SequenceFusion(nn.Module):
 FUSIONS: dict[str, Any] = {"width": WidthFusion, "sequence": SequenceFusion}
 
 
+def _check_args(config: TinyAlignConfig) -> None:
+    """ConfigError for arguments that the fusion form does not have."""
+    parameters = inspect.signature(FUSIONS[config.memory_fusion]).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    known = [name for name in parameters if name != "config"]
+    unknown = [name for name in config.memory_fusion_args or {} if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"memory.fusion_args (memory_fusion_args) holds {', '.join(map(repr, unknown))}, "
+            f"which fusion {config.memory_fusion!r} does not know; it knows "
+            f"{', '.join(map(repr, known)) or 'none'}. `--memory.fusion_args {{}}` clears them"
+        )
+
+
 class MemoryConnector(nn.Module):
     """θ_RC: memory values (B, k, L, w) -> H_R (B, n_memory_tokens, d).
 
@@ -158,6 +174,7 @@ class MemoryConnector(nn.Module):
         super().__init__()
         self.k = config.memory_k
         self.shape = config.memory_shape
+        _check_args(config)
         try:
             self.fusion = FUSIONS[config.memory_fusion](config, **(config.memory_fusion_args or {}))
         except TypeError as error:

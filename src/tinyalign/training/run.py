@@ -15,6 +15,7 @@ from tinyalign.log import logger
 from tinyalign.training.launch import first_goes_first, is_first, join, wait_for_all
 from tinyalign.training.parts import choose_device
 from tinyalign.training.precision import check_machine
+from tinyalign.training.preflight import check_paths
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.recipe_files import save_recipe
 from tinyalign.training.run_folder import RunFolder, Stage, StageResult, run_log
@@ -47,12 +48,14 @@ def train(
 
     "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
     without data or without a model to start from, for an output that holds another run, and for
-    trackers, precisions and kernels that this machine lacks.
+    trackers, precisions and kernels that this machine lacks; DataError and BankError for paths of
+    any of these stages with nothing there. All of this comes before the first model is built.
     """
     check_trackers(recipe.track)
     check_machine(recipe.model, choose_device(recipe.device))
     folder = RunFolder(recipe)
     stages = _stages(recipe, stage)
+    check_paths(recipe, folder, [s for s in stages if not (resume and folder.finished(s))])
     join(choose_device(recipe.device))
     with first_goes_first():
         if is_first():

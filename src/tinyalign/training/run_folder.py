@@ -104,13 +104,12 @@ class RunFolder:
     def open_stage(self, stage: Stage, resume: bool) -> None:
         """Make a stage's folder ready: clear it, or check that what is there may be resumed.
 
-        Raises ConfigError, naming the settings that differ, if another recipe ran here.
+        Raises ConfigError, naming the settings that differ, if another recipe trained here; one
+        that came to nothing leaves nothing to protect.
         """
         folder = self.stage(stage)
         if not resume:
-            self._clear(folder)
-            if stage == "pretrain":  # the second stage goes on with the caches of the first
-                (self.path / CACHE_NOTE).unlink(missing_ok=True)
+            self._start_over(stage)
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "settings.json"
         now = json.loads(json.dumps(deciding(self.recipe, stage)))
@@ -119,12 +118,30 @@ class RunFolder:
             before = filled(before, deciding(_defaults(), stage))
             self._settle_cache(before["data"], now["data"])
             different = differences(before, now)
-            if different:
+            if different and self._trained(stage):
                 raise ConfigError(
                     f"{folder}: holds a run with other settings ({'; '.join(different[:4])}); "
                     "choose another output, or start over with --no-resume (resume=False)"
                 )
+            if different:
+                self._start_over(stage)
+                now = json.loads(json.dumps(deciding(self.recipe, stage)))
         write_atomically(note, json.dumps(now, indent=2).encode())
+
+    def _start_over(self, stage: Stage) -> None:
+        self._clear(self.stage(stage))
+        if stage == "pretrain":  # the second stage goes on with the caches of the first
+            (self.path / CACHE_NOTE).unlink(missing_ok=True)
+
+    def _trained(self, stage: Stage) -> bool:
+        """Whether a stage's folder holds anything that training made."""
+        folder = self.stage(stage)
+        return (
+            self.last_checkpoint(stage) is not None
+            or (folder / FINISHED).is_file()
+            or (folder / "model").is_dir()
+            or bool(read_metrics(folder / "metrics.jsonl"))
+        )
 
     def _settle_cache(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         """Put the cache that a run began with in the place of "auto", in the settings of both."""
@@ -254,7 +271,9 @@ def run_log(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logger.error("stopped: %s: %s", type(error).__name__, error)
+        # Into the file alone: whoever called gets the error itself, and says it.
+        said = ("stopped: %s: %s", (type(error).__name__, error), None)
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, *said))
         raise
     finally:
         logger.removeHandler(handler)

@@ -7,12 +7,21 @@ from dataclasses import replace
 
 import torch
 
-from tinyalign.data.readers import open_dataset, open_stream
+from tinyalign.data.readers import check_there, open_dataset, open_stream
 from tinyalign.data.readers.mixture import MixtureStream
 from tinyalign.data.readers.streaming import Part, Stream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart
+
+
+def check_source(source: DataSource) -> None:
+    """Raise DataError where a source, or a part of its mixture, has no files; reads none."""
+    if not source.path and source.mixture is None:
+        raise DataError("a data source without a path; name a file, folder, glob or URL")
+    parts: list[DataSource] | list[MixturePart] = source.mixture or [source]
+    for one in parts:
+        check_there(one.path, format=one.format, split=one.split)
 
 
 def open_source(

@@ -39,12 +39,12 @@ from tinyalign.training.parts import (
     cast_trained,
     choose_device,
     compile_layers,
-    find_model,
     load_model,
     new_model,
     save_model,
     undo_compile,
 )
+from tinyalign.training.preflight import stage_two_start
 from tinyalign.training.prepare import MemoryPreparer
 from tinyalign.training.recipe import DataSource, Recipe
 from tinyalign.training.run_folder import (
@@ -94,16 +94,7 @@ class Workshop:
     def _model(self) -> tuple[Any, Any]:
         if self.stage == "pretrain":
             return new_model(self.recipe, self.device)
-        start = self.recipe.start_from or self.folder.stage_model("pretrain")
-        try:
-            found = find_model(start)
-        except ConfigError:
-            if self.recipe.start_from is not None:
-                raise
-            raise ConfigError(
-                f"{start}: no model of stage 1 to start stage 2 from; run --stage pretrain first, "
-                "or name a run in start_from"
-            ) from None
+        found = stage_two_start(self.recipe, self.folder)
         logger.info("finetune: starts from %s", found)
         self.start = found
         return load_model(found, self.recipe, self.device)

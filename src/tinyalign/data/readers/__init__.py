@@ -14,7 +14,7 @@ from tinyalign.data.readers.llava import LlavaDataset
 from tinyalign.data.readers.parquet import TableDataset, read_parquet, read_saved
 from tinyalign.data.readers.records import Reading
 from tinyalign.data.readers.shard_dataset import ShardDataset
-from tinyalign.data.readers.shards import TAR_SUFFIXES, SequenceShard, Shard
+from tinyalign.data.readers.shards import TAR_SUFFIXES, SequenceShard, Shard, find_shards
 from tinyalign.data.readers.splits import files_of_split
 from tinyalign.data.readers.streaming import SHUFFLE_BUFFER, Part, SampleStream, open_shards
 from tinyalign.data.sample import Sample
@@ -100,6 +100,34 @@ def open_stream(
     return SampleStream(shards, seed=seed, buffer=buffer, part=part, epochs=epochs, strict=strict)
 
 
+def check_there(
+    path: str | Path | Sequence[str], *, format: str = "auto", split: str = "train"
+) -> None:
+    """Raise DataError where `open_dataset` and `open_stream` would find nothing to read.
+
+    Only looks for files; of those at URLs, only that globs and folders hold some.
+    """
+    if _only_shards(path, format):
+        shards = find_shards(path if isinstance(path, (list, tuple)) else str(path), split)
+        if not any("://" in one or Path(one).is_file() for one in shards):
+            raise DataError(
+                f"{shards[0]}: expected a shard, found nothing there{_seen_from(shards[0])}"
+                + (f", nor any of {len(shards) - 1} more" if len(shards) > 1 else "")
+            )
+    elif isinstance(path, (str, Path)):
+        _found(path, format, split)
+
+
+def _found(path: str | Path, format: str, split: str) -> tuple[list[Path], str]:
+    """The files behind a path and their format; DataError where there are none."""
+    files = find_files(path, split)
+    if format == "auto":
+        format = detect_format(path, files)
+    if not files and format != "easy_vqa":
+        raise _nothing_there(path)
+    return files, format
+
+
 def _only_shards(path: object, format: str) -> bool:
     """Whether only the readers of shards can read it: tars, URLs, and lists of shards."""
     if format == "webdataset" or isinstance(path, (list, tuple)):
@@ -136,13 +164,9 @@ def _open(
     if not isinstance(path, (str, Path)):
         table: Any = path
         return TableDataset(table, source="dataset", image_folder=images, **choice)
-    files = find_files(path, split)
-    if format == "auto":
-        format = detect_format(path, files)
+    files, format = _found(path, format, split)
     if format == "easy_vqa":
         return EasyVqaDataset(split)
-    if not files:
-        raise _nothing_there(path)
     if format == "parquet":
         saved = files[0].is_dir()
         table = read_saved(files[0], split) if saved else read_parquet(files)
@@ -218,4 +242,4 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     )
 
 
-__all__ = ["FORMATS", "CaptionChoice", "open_dataset", "open_stream"]
+__all__ = ["FORMATS", "CaptionChoice", "check_there", "open_dataset", "open_stream"]
