@@ -105,12 +105,28 @@ def _search_every_step() -> None:
     workshop.Workshop._neighbours = searching  # type: ignore[method-assign]
 
 
+def _fused_cells() -> None:
+    from tinyalign.model import segments
+
+    segments._rows = lambda x, index: x.index_select(0, index)
+
+
+def _rows_of_any_length() -> None:
+    from tinyalign.training import workshop
+
+    workshop.ROW_MULTIPLE = 1  # type: ignore[misc]
+
+
 ABLATIONS = {
     "features": Ablation(
         "cached vision features (tower at every step)", setting="data.cache", value="none"
     ),
     "tokens": Ablation("cached token ids", setting="data.cache_tokens", value=False),
     "layout": Ablation("packed rows (padded instead)", setting="STAGE.packing", value=False),
+    "cells": Ablation(
+        "cells of packed rows copied by an operation of its own, on a CPU", patch=_fused_cells
+    ),
+    "multiple": Ablation("packed rows a multiple of 16 tokens long", patch=_rows_of_any_length),
     "logits": Ablation("logits at supervised positions only", patch=_full_logits),
     "compile": Ablation("compiled layers", setting="model.compile", value="off"),
     "attention": Ablation(

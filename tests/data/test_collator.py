@@ -96,24 +96,24 @@ def test_a_packed_row_holds_every_token_once_and_segments_find_them(rows):
     assert "attention_mask" not in batch
 
 
-@given(
-    rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=5),
-    multiple=st.integers(2, 20),
-)
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=9), multiple=st.integers(2, 20))
 def test_a_row_filled_up_to_a_multiple_is_the_same_row_with_padding_in_its_shortest_sample(
-    rows, multiple
+    lengths, multiple
 ):
+    rows = [[i + 1] * length for i, length in enumerate(lengths)]
     items = [item(row, row) for row in rows]
     batch = PackedCollator(pad_token_id=0, multiple=multiple)(items)
-    lengths = [len(row) for row in rows]
-    assert batch["input_ids"].shape[1] % multiple == 0
-    assert batch["n_padding"] == -sum(lengths) % multiple
+    missing = -sum(lengths) % multiple
+    allowed = missing <= 0.03 * sum(lengths)
+    assert batch["n_padding"] == (missing if allowed else 0)
+    assert batch["input_ids"].shape[1] == sum(lengths) + batch["n_padding"]
     grown = lengths.index(min(lengths))
     for i, row in enumerate(rows):
-        extra = batch["n_padding"] if i == grown else 0
+        extra = [0] * (batch["n_padding"] if i == grown else 0)
         places = batch["segments"][i][batch["segments"][i] >= 0]
-        assert batch["input_ids"][0][places].tolist() == [*row, *[0] * extra]
-        assert batch["labels"][0][places].tolist() == [-100, *row[1:], *[-100] * extra]
+        assert batch["input_ids"][0][places].tolist() == [*row, *extra]
+        assert batch["position_ids"][0][places].tolist() == [*range(len(row)), *extra]
+        assert batch["labels"][0][places].tolist() == [-100, *row[1:], *[-100] * len(extra)]
     assert batch["n_supervised"].tolist() == [length - 1 for length in lengths]
 
 

@@ -164,6 +164,7 @@ def test_a_run_goes_on_with_the_cache_it_began_with(recipe: Recipe, began: str) 
     note = RunFolder(recipe).path / CACHE_NOTE
     if began == "auto":
         note.write_text(json.dumps({"chosen": "features"}))  # as the run would
+    (RunFolder(recipe).stage("pretrain") / "metrics.jsonl").write_text('{"step": 1}\n')
     for again in ("features", "auto", "features"):
         reopened(recipe, again)
         with pytest.raises(ConfigError, match=r"data\.cache features -> none"):

@@ -164,8 +164,10 @@ def test_a_launch_that_is_killed_goes_on_to_the_same_bits(stages: Recipe, name: 
 
 @pytest.mark.slow
 def test_where_the_first_process_stops_the_others_say_why(stages: Recipe) -> None:
-    recipe = replace(stages, data=replace(stages.data, pretrain=DataSource("nowhere.json")))
+    broken = Path(stages.output).with_name("broken.json")
+    broken.write_text("[{")
+    recipe = replace(stages, data=replace(stages.data, pretrain=DataSource(str(broken))))
     assert 0 not in finished(start(recipe, processes=2))
     other = (Path(recipe.output) / "said-1.txt").read_text()
     assert "the first process stopped: " in other
-    assert "nowhere.json" in other
+    assert "broken.json" in other

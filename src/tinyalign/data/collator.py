@@ -16,7 +16,9 @@ IGNORED = -100
 
 ROW_MULTIPLE = 16
 """Tokens that packed rows are a multiple of in training: the height of a tile of AMX and of a
-tensor core's, and few enough to be hardly any padding."""
+tensor core's."""
+MOST_PADDING = 0.03
+"""Share of a row's tokens that may be added to reach the multiple; a shorter row stays as it is."""
 
 SEQUENCE_FILL = {"input_ids": None, "labels": IGNORED, "attention_mask": 0}
 IMAGE_KEYS = ("pixel_values", "vision_features")
@@ -100,9 +102,10 @@ class PackedCollator(Collator):
     in the row, -1 behind its end; `n_supervised` (S,). Positions start at 0 in each sample, whose
     first label is -100, as nothing stands before it. There is no attention mask.
 
-    With `multiple`, T is one of its multiples: padding stands behind the words of the shortest
-    sample, where none of them sees it, and `n_padding` says how much. Rows of few different
-    lengths are what matrix libraries prepare once.
+    With `multiple`, T is one of its multiples, unless that took more than 3 % of padding: it
+    stands behind the words of the shortest sample, at position 0, where none of them sees it, and
+    `n_padding` says how much. Rows of few different lengths are what matrix libraries prepare
+    once.
     """
 
     def __init__(self, pad_token_id: int, multiple: int = 1) -> None:
@@ -112,13 +115,16 @@ class PackedCollator(Collator):
         self.multiple = multiple
 
     def _sequences(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        positions = [[*range(len(item["input_ids"]))] for item in items]
         items, n_padding = self._filled_up(items)
         lengths = [len(item["input_ids"]) for item in items]
         if any("attention_mask" in item for item in items):
             raise DataError("packed items are whole samples; they have no attention_mask")
         batch: dict[str, Any] = {
             "input_ids": _row([item["input_ids"] for item in items]),
-            "position_ids": _row([range(length) for length in lengths]),
+            "position_ids": _row(
+                [[*own, *[0] * (length - len(own))] for own, length in zip(positions, lengths)]
+            ),
             "segments": segment_table(lengths),
         }
         if self.multiple > 1:
@@ -143,7 +149,7 @@ class PackedCollator(Collator):
         """The items, of which the shortest has grown to make the row a multiple; by how much."""
         lengths = [len(item["input_ids"]) for item in items]
         missing = -sum(lengths) % self.multiple
-        if not missing:
+        if not 0 < missing <= MOST_PADDING * sum(lengths):
             return items, 0
         shortest = lengths.index(min(lengths))
         item = dict(items[shortest])

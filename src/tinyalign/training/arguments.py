@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from tinyalign.data.collator import ROW_MULTIPLE
 from tinyalign.data.packing import Layout
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.launch import processes
@@ -29,9 +30,12 @@ def plan_split(args: StageArgs, layout: Layout, dataset: TrainingDataset, seed: 
     """How the steps of a stage are shared out, from the lengths of its samples and its budget."""
     count = processes()
     _, accumulation = args.accumulation(count)
-    split = Split(layout, args.batch_size, accumulation, count, args.micro_tokens)
+    split = Split(layout, args.batch_size, accumulation, count)
     if args.micro_tokens is None:
         return split
+    # Rows are filled up to a multiple, so a budget of such a multiple is one that they keep.
+    multiple = ROW_MULTIPLE if layout == "packed" else 1
+    split = replace(split, budget=max(1, args.micro_tokens // multiple * multiple))
     steps = math.ceil(len(dataset) / args.batch_size)
     epochs = args.epochs if args.max_steps is None else args.max_steps / steps
     order = SeededOrder(len(dataset), seed)
