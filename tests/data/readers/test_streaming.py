@@ -221,7 +221,10 @@ def test_tars_have_random_access_too(tars):
 def test_random_access_says_what_it_left_out(tars):
     cut(tars / "02.tar", 0.5)
     dataset = open_dataset(str(tars))
-    assert list(dataset.report.shards) == ["02.tar"]
+    assert list(dataset.report.shards) == list(dataset.left_out()) == ["02.tar"]
+    assert open_dataset(str(tars), limit=5).left_out() == dataset.left_out()
+    with pytest.raises(DataError, match=r"shard 02\.tar: .*left after"):
+        open_dataset(str(tars), strict=True)
     assert ids(dataset) == EVERY[:20] + EVERY[20 : 20 + len(dataset) - 30] + EVERY[30:]
     (tars / "03.tar").unlink()
     assert dataset[0].id == EVERY[0]

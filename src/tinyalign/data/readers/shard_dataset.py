@@ -18,7 +18,8 @@ class ShardDataset(LazySamples):
     """Samples of tar or parquet shards by number, in the order of shards and records.
 
     One after the other they are read in one pass; out of order each one opens its shard and goes
-    to its place. A shard that breaks off is left there and listed in `report`.
+    to its place. A shard that breaks off is left there and listed in `report`; with `strict` it
+    raises DataError, as a record does that cannot be read.
     """
 
     def __init__(self, shards: Sequence[Shard], *, strict: bool = False) -> None:
@@ -35,6 +36,10 @@ class ShardDataset(LazySamples):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def left_out(self) -> dict[str, str]:
+        """Shards that break off and records that cannot be read, and why."""
+        return self.report.left_out()
 
     def sample_at(self, index: int) -> Sample:
         """Sample `index`; raises DataError if its shard changed since, or went away."""
