@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,31 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """6 captions of other pictures."""
     return make_pairs(tmp_path_factory.mktemp("held-out"), 6, first=100)
+
+
+def as_tars(pairs: Path, folder: Path, shards: int) -> str:
+    """The pairs of a LLaVA file as tars; returns a glob of them."""
+    records = json.loads(pairs.read_text())
+    folder.mkdir(exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for record in records[shard::shards]:
+                image = (pairs.parent / record["image"]).read_bytes()
+                stem = record["id"]
+                for name, data in (
+                    (f"{stem}.png", image),
+                    (f"{stem}.json", json.dumps(record).encode()),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return str(folder / "*.tar")
+
+
+@pytest.fixture
+def shards(tmp_path: Path, pairs: Path) -> str:
+    """The 24 pairs in three tars."""
+    return as_tars(pairs, tmp_path / "shards", 3)
 
 
 @pytest.fixture(scope="session")

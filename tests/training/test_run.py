@@ -335,6 +335,23 @@ def test_a_bad_picture_and_an_empty_conversation_are_left_out_and_listed(
     assert "gone.png" in skipped["pair-3"]
 
 
+def test_a_cut_shard_is_trained_on_up_to_its_break_and_listed_or_stops_a_strict_run(
+    recipe: Recipe, shards: str, tmp_path: Path
+) -> None:
+    cut = Path(shards).parent / "1.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    data = replace(recipe.data, pretrain=DataSource(shards))
+    assert recipe.memory.k > 0
+    result = train(replace(recipe, data=data))
+    assert 16 < result.stages[0].samples < 24
+    left_out = json.loads((result.folder / "skipped.json").read_text())
+    assert list(left_out) == ["1.tar"]
+    assert "shard 1.tar: " in left_out["1.tar"]
+    strict = replace(data, strict=True, cache_folder=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"shard 1\.tar: .*fetch it again"):
+        train(replace(recipe, data=strict, output=str(tmp_path / "strict")))
+
+
 @pytest.mark.slow  # several runs
 def test_training_takes_odd_pictures_and_leaves_out_broken_ones(
     recipe: Recipe, pairs: Path, tmp_path: Path

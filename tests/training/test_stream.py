@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,31 +25,6 @@ from tinyalign.training.stream import StreamDataset, read_ahead
 from tinyalign.training.workshop import Workshop
 
 from .launching import finished, said, start
-
-
-def as_tars(pairs: Path, folder: Path, shards: int) -> str:
-    """The pairs of a LLaVA file as tars; returns a glob of them."""
-    records = json.loads(pairs.read_text())
-    folder.mkdir(exist_ok=True)
-    for shard in range(shards):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for record in records[shard::shards]:
-                image = (pairs.parent / record["image"]).read_bytes()
-                stem = record["id"]
-                for name, data in (
-                    (f"{stem}.png", image),
-                    (f"{stem}.json", json.dumps(record).encode()),
-                ):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    return str(folder / "*.tar")
-
-
-@pytest.fixture
-def shards(tmp_path: Path, pairs: Path) -> str:
-    """The 24 pairs in three tars."""
-    return as_tars(pairs, tmp_path / "shards", 3)
 
 
 @pytest.fixture
@@ -234,6 +207,14 @@ def test_reading_ahead_gives_the_same_and_passes_errors_on():
 def test_streams_need_a_number_of_steps(streamed):
     with pytest.raises(ConfigError, match=r"set pretrain\.max_steps"):
         replace(streamed, pretrain=StageArgs())
+
+
+def test_a_budget_of_tokens_is_refused_for_a_stream(streamed):
+    stage = replace(streamed.pretrain, micro_batch_size=None, micro_tokens=160)
+    with pytest.raises(ConfigError, match=r"micro_tokens 160.*set pretrain\.micro_batch_size"):
+        replace(streamed, pretrain=stage)
+    listed = replace(streamed.data, pretrain=replace(streamed.data.pretrain, streaming=False))
+    assert replace(streamed, pretrain=stage, data=listed).pretrain.micro_tokens == 160
 
 
 def test_settings_that_do_not_go_with_streams_are_refused(streamed):

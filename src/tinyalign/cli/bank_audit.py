@@ -69,7 +69,7 @@ def bank_audit(args: BankAuditArgs) -> int:
     if args.out is not None and Path(args.out).exists() and not args.overwrite:
         raise ConfigError(f"{args.out}: exists already; choose another --out, or give --overwrite")
     bank = MemoryBank.open(find_bank(args.bank))
-    samples = open_source(args, args.seed)
+    samples = open_source(args, args.seed, strict=args.strict)
     found = audit_samples(
         bank,
         samples,

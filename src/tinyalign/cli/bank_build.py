@@ -60,7 +60,7 @@ def bank_build(args: BankBuildArgs) -> int:
         logger.setLevel(logging.WARNING)  # the first process speaks for all
     device = _device(args.device)
     compressor = Compressor.load(find_compressor(args.compressor))
-    samples = draw(open_source(args, args.seed), args.entries, args.seed)
+    samples = draw(open_source(args, args.seed, strict=args.strict), args.entries, args.seed)
     encoder = load_encoder(args.vision, device, args.dtype)
     cached = args.cache and share.count == 1
     built = build_bank(

@@ -131,7 +131,7 @@ def _pairs(args: BankAddArgs) -> Sequence[Sample]:
 
     if args.image is not None:
         return [_one_pair(args, args.image)]
-    samples = open_source(args, args.seed)
+    samples = open_source(args, args.seed, strict=args.strict)
     return samples if args.source is None else Renamed(samples, args.source)
 
 

@@ -45,7 +45,7 @@ def compress_train(args: CompressTrainArgs) -> int:
             f"{args.out}: holds a compressor already; choose another --out, or give --overwrite"
         )
     device = choose_device(args.device)
-    samples = open_source(args, args.seed)
+    samples = open_source(args, args.seed, strict=args.strict)
     encoder = load_encoder(args.vision, device, args.dtype)
     features = cached_features(args, encoder, samples)
     settings = CompressArgs(**{f.name: getattr(args, f.name) for f in fields(CompressArgs)})

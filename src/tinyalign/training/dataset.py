@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from tinyalign.data.chat import Encoded
 from tinyalign.data.images import load_image
+from tinyalign.data.readers.lazy import LazySamples
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
 from tinyalign.log import logger
@@ -174,8 +175,15 @@ class TrainingDataset(Dataset):
                 file.write(json.dumps([name, reason]) + "\n")
 
     def left_out(self) -> dict[str, str]:
-        """Id and reason of every sample left out so far, by this process or another."""
+        """What was left out so far, by this process or another, and why.
+
+        Shards that break off and records that cannot be read first, by name and place; then
+        samples by id.
+        """
+        samples = self.samples
+        unread = samples.left_out() if isinstance(samples, LazySamples) else {}
+        found = {**unread, **self.skipped}
         if self.skip_file is None or not self.skip_file.is_file():
-            return dict(self.skipped)
+            return found
         lines = self.skip_file.read_text(encoding="utf-8").splitlines()
-        return {**self.skipped, **dict(json.loads(line) for line in lines)}
+        return {**found, **dict(json.loads(line) for line in lines)}

@@ -47,7 +47,7 @@ class MemoryPreparer:
         """The Perceiver named in the recipe, or the one trained on the recipe's pairs."""
         if self.memory.compressor is not None and self._trained:
             return Compressor.load(self.memory.compressor)
-        samples = compressor_samples(self.memory, self.data.pretrain)
+        samples = compressor_samples(self.memory, self.data.pretrain, strict=self.data.strict)
         decides = [
             self.features.encoder.hash,
             self.features.precision,
@@ -84,7 +84,7 @@ class MemoryPreparer:
             bank = MemoryBank.open(self.memory.bank)
             check_encoder(bank, self.features.encoder.hash)
             return bank
-        samples = memory_samples(self.memory, self.data.pretrain)
+        samples = memory_samples(self.memory, self.data.pretrain, strict=self.data.strict)
         compressor = self.compressor()
         decides = [
             self.features.encoder.hash,

@@ -341,10 +341,8 @@ class Recipe:
     def _check_streams(self) -> None:
         for name in ("pretrain", "finetune"):
             source: DataSource | None = getattr(self.data, name)
-            if source is not None and source.streaming and getattr(self, name).max_steps is None:
-                raise ConfigError(
-                    f"data.{name} is a stream, which has no end; set {name}.max_steps"
-                )
+            if source is not None and source.streaming:
+                self._check_stage_of_stream(name, getattr(self, name))
             held_out: DataSource | None = getattr(self.data, f"{name}_eval")
             if held_out is not None and held_out.streaming:
                 raise ConfigError(
@@ -356,6 +354,17 @@ class Recipe:
             raise ConfigError(
                 "a bank is not made from a mixture; name one in memory.bank, or its pairs in "
                 "memory.data"
+            )
+
+    @staticmethod
+    def _check_stage_of_stream(name: str, stage: StageArgs) -> None:
+        if stage.max_steps is None:
+            raise ConfigError(f"data.{name} is a stream, which has no end; set {name}.max_steps")
+        if stage.micro_tokens is not None:
+            raise ConfigError(
+                f"{name}.micro_tokens {stage.micro_tokens} needs the lengths of all samples before "
+                f"training, and data.{name} is a stream, whose lengths nobody knows; set "
+                f"{name}.micro_batch_size instead, or leave out data.{name}.streaming"
             )
 
     def _check_held_out(self, name: str, stage: StageArgs) -> None:

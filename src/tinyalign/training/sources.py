@@ -25,11 +25,11 @@ def check_source(source: DataSource) -> None:
 
 
 def open_source(
-    source: DataSource, seed: int, *, keep_unreadable: bool = False
+    source: DataSource, seed: int, *, keep_unreadable: bool = False, strict: bool = False
 ) -> Sequence[Sample]:
     """The samples of a source; `seed` draws captions. Raises DataError for an empty one.
 
-    keep_unreadable: as in `open_dataset`.
+    keep_unreadable, strict: as in `open_dataset`.
     """
     if not source.path:
         raise DataError("a data source without a path; name a file, folder, glob or URL")
@@ -43,6 +43,7 @@ def open_source(
         seed=seed,
         limit=source.limit,
         keep_unreadable=keep_unreadable,
+        strict=strict,
     )
     if not len(samples):
         raise DataError(f"{source.path}: no samples in it; check path and split")
@@ -82,19 +83,29 @@ def open_source_stream(
     return MixtureStream(streams, [one.weight for one in source.mixture], seed)
 
 
-def memory_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:
-    """What the bank is made of: at most `memory.entries` samples, drawn with `memory.seed`."""
+def memory_samples(
+    memory: MemoryArgs, pretrain: DataSource, *, strict: bool = False
+) -> Sequence[Sample]:
+    """What the bank is made of: at most `memory.entries` samples, drawn with `memory.seed`.
+
+    strict: as in `open_dataset`.
+    """
     source = memory.data or pretrain
     if memory.captions is not None:
         source = replace(source, captions=memory.captions)
-    samples = open_source(source, memory.seed)
+    samples = open_source(source, memory.seed, strict=strict)
     return draw(samples, memory.entries, memory.seed)
 
 
-def compressor_samples(memory: MemoryArgs, pretrain: DataSource) -> Sequence[Sample]:
-    """What the Perceiver is trained on: the bank's source, with every caption of an image."""
+def compressor_samples(
+    memory: MemoryArgs, pretrain: DataSource, *, strict: bool = False
+) -> Sequence[Sample]:
+    """What the Perceiver is trained on: the bank's source, with every caption of an image.
+
+    strict: as in `open_dataset`.
+    """
     source = replace(memory.data or pretrain, captions="all")
-    return open_source(source, memory.seed)
+    return open_source(source, memory.seed, strict=strict)
 
 
 def draw(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:

@@ -148,10 +148,10 @@ class Workshop:
 
     def _dataset(self, source: DataSource, held_out: bool) -> TrainingDataset:
         recipe = self.recipe
-        samples = open_source(source, recipe.memory.seed if held_out else recipe.seed)
-        features = self.features.cover(
-            samples, strict=recipe.data.strict, workers=recipe.data.workers
-        )
+        strict = recipe.data.strict
+        seed = recipe.memory.seed if held_out else recipe.seed
+        samples = open_source(source, seed, strict=strict)
+        features = self.features.cover(samples, strict=strict, workers=recipe.data.workers)
         neighbours = self._neighbours(samples, features, held_out)
         tokens = self._tokens(samples, self._encoding())
         return self._items(samples, features, neighbours, tokens)

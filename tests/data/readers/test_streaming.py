@@ -221,12 +221,38 @@ def test_tars_have_random_access_too(tars):
 def test_random_access_says_what_it_left_out(tars):
     cut(tars / "02.tar", 0.5)
     dataset = open_dataset(str(tars))
-    assert list(dataset.report.shards) == ["02.tar"]
+    assert list(dataset.report.shards) == list(dataset.left_out()) == ["02.tar"]
+    assert open_dataset(str(tars), limit=5).left_out() == dataset.left_out()
+    with pytest.raises(DataError, match=r"shard 02\.tar: .*left after"):
+        open_dataset(str(tars), strict=True)
     assert ids(dataset) == EVERY[:20] + EVERY[20 : 20 + len(dataset) - 30] + EVERY[30:]
     (tars / "03.tar").unlink()
     assert dataset[0].id == EVERY[0]
-    with pytest.raises(DataError, match=r"shard 03\.tar: can't be read any more"):
+    with pytest.raises(DataError, match=r"shard 03\.tar: can't be read any more.*fetch .* again"):
         dataset[len(dataset) - 1]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_what_a_cut_shard_still_has_is_read_in_any_order(tmp_path, tar, parquet, kind):
+    make, paths = {"tar": tar, "parquet": parquet}[kind], []
+    for shard in range(2):
+        numbers = range(20 * shard, 20 * shard + 20)
+        paths.append(make(tmp_path / f"{shard}.{kind}", numbers))
+    path = paths[0]
+    if kind == "tar":
+        cut(path, 0.45)
+    else:
+        damage(path)
+    dataset = open_dataset([str(path) for path in paths])
+    assert list(dataset.report.shards) == [path.name]
+    assert 20 < len(dataset) < 40
+    in_order = list(dataset)
+    backwards = [dataset[index] for index in reversed(range(len(dataset)))]
+    assert backwards[::-1] == in_order
+    last = len(dataset) - 21  # the one before the break
+    assert [dataset[index].id for index in (last, 0, last, last)] == ids(
+        [in_order[last], in_order[0], in_order[last], in_order[last]]
+    )
 
 
 def test_a_list_of_parquet_files_has_random_access(tmp_path, parquet):

@@ -37,6 +37,7 @@ def open_dataset(
     seed: int = 0,
     limit: int | None = None,
     keep_unreadable: bool = False,
+    strict: bool = False,
 ) -> Sequence[Sample]:
     """Open a data set as a sequence of samples; text is indexed now, images are read when used.
 
@@ -57,12 +58,14 @@ def open_dataset(
         limit: keep only the first so many samples.
         keep_unreadable: let a line that can't be read as a record raise when its sample is asked
             for; otherwise it raises now.
+        strict: raise for a shard that breaks off, and a record in shards that can't be read;
+            otherwise they are left out and listed (`left_out`).
 
     Raises:
         DataError: nothing there, an undecidable format, or a file that isn't what it should be.
     """
     reading = Reading(captions, prompt, seed, image_folder)
-    dataset = _open(path, format, split, reading, keep_unreadable)
+    dataset = _open(path, format, split, reading, keep_unreadable, strict)
     return dataset if limit is None else Head(dataset, limit)
 
 
@@ -151,6 +154,7 @@ def _open(
     split: str,
     reading: Reading,
     keep_unreadable: bool,
+    strict: bool,
 ) -> Sequence[Sample]:
     if format not in ("auto", *FORMATS):
         raise DataError(f"format: expected 'auto' or one of {FORMATS}, found {format!r}")
@@ -160,7 +164,7 @@ def _open(
     }  # fmt: skip
     if _only_shards(path, format):
         shards = path if isinstance(path, (list, tuple)) else str(path)
-        return ShardDataset(open_shards(shards, reading, split))
+        return ShardDataset(open_shards(shards, reading, split), strict=strict)
     if not isinstance(path, (str, Path)):
         table: Any = path
         return TableDataset(table, source="dataset", image_folder=images, **choice)

@@ -17,6 +17,10 @@ class LazySamples(Sequence[Sample], ABC):
     def sample_at(self, index: int) -> Sample:
         """Sample `index`, which is in 0 ... len - 1."""
 
+    def left_out(self) -> dict[str, str]:
+        """What of the data is not among the samples, and why: shards that break off, records."""
+        return {}
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
@@ -41,3 +45,7 @@ class Head(LazySamples):
     def sample_at(self, index: int) -> Sample:
         """As in the data set it is the head of."""
         return self._dataset[index]
+
+    def left_out(self) -> dict[str, str]:
+        """Of the whole data set that it is the head of."""
+        return self._dataset.left_out() if isinstance(self._dataset, LazySamples) else {}

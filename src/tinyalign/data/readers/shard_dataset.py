@@ -18,7 +18,8 @@ class ShardDataset(LazySamples):
     """Samples of tar or parquet shards by number, in the order of shards and records.
 
     One after the other they are read in one pass; out of order each one opens its shard and goes
-    to its place. A shard that breaks off is left there and listed in `report`.
+    to its place. A shard that breaks off is left there and listed in `report`; with `strict` it
+    raises DataError, as a record does that cannot be read.
     """
 
     def __init__(self, shards: Sequence[Shard], *, strict: bool = False) -> None:
@@ -36,6 +37,10 @@ class ShardDataset(LazySamples):
     def __len__(self) -> int:
         return len(self._places)
 
+    def left_out(self) -> dict[str, str]:
+        """Shards that break off and records that cannot be read, and why."""
+        return self.report.left_out()
+
     def sample_at(self, index: int) -> Sample:
         """Sample `index`; raises DataError if its shard changed since, or went away."""
         place, at, part = self._places[index]
@@ -48,15 +53,35 @@ class ShardDataset(LazySamples):
 
     def _record(self, place: int, at: int) -> Record:
         """The record at `at`: the next of the shard read last, or else looked up."""
+        record = self._next_record(place)
+        return record if record is not None and record.at == at else self._looked_up(place, at)
+
+    def _next_record(self, place: int) -> Record | None:
+        """The record that comes next in a shard, if it was read last and goes on."""
+        if self._open is None or self._open[:2] != (os.getpid(), place):
+            return None
         try:
-            if self._open is not None and self._open[:2] == (os.getpid(), place):
-                record = next(self._open[2], None)
-                if record is not None and record.at == at:
-                    return record
-            records = self._shards[place].records(at)
-            # With the process: one that was forked must not move its parent's file.
-            self._open = (os.getpid(), place, records)
-            return next(records)
-        except (Exception, StopIteration) as error:
-            name = self._shards[place].name
-            raise DataError(f"shard {name}: can't be read any more ({error})") from error
+            return next(self._open[2], None)
+        except MemoryError:
+            raise
+        except Exception:  # the shard breaks off behind its listed records
+            self._open = None
+            return None
+
+    def _looked_up(self, place: int, at: int) -> Record:
+        shard = self._shards[place]
+        records = shard.records(at)
+        try:
+            record = next(records)
+        except MemoryError:
+            raise
+        except Exception as error:  # StopIteration too
+            reason = str(error) or "it ends before this record"
+            raise DataError(
+                f"shard {shard.name}: can't be read any more: expected the record at {at}, which "
+                f"was there when the data set was opened, found: {reason}; fetch the shard again "
+                "or put it back, and start again, or take it out of the list of shards"
+            ) from error
+        # With the process: one that was forked must not move its parent's file.
+        self._open = (os.getpid(), place, records)
+        return record
