@@ -211,14 +211,13 @@ def test_nf4_takes_four_bits_a_weight_and_its_scales(weights: int, size: int) ->
     assert four_bit_bytes(weights) == size
 
 
-def test_qlora_keeps_the_llms_linear_layers_in_four_bits(recipe: Recipe) -> None:
-    said = {"pretrain": Amounts(1000, 1000, 20.0)}
-    recipe = replace(recipe, model=replace(recipe.model, dtype="bfloat16"))
+def test_qlora_keeps_the_llms_linear_layers_in_four_bits(two_stage_recipe: Recipe) -> None:
+    recipe = replace(two_stage_recipe, model=replace(two_stage_recipe.model, dtype="bfloat16"))
     found = {}
     for language in ("lora", "qlora"):
-        changed = replace(recipe, pretrain=StageArgs(language=language))
-        parts = estimate(changed, said, NOTHING).stages[0].memory.parts
-        (found[language],) = (part for part in parts if part.name == "language model")
+        changed = replace(recipe, finetune=StageArgs(language=language))
+        _, stage = estimate(changed, {}, NOTHING).stages
+        (found[language],) = (p for p in stage.memory.parts if p.name == "language model")
     linears = linear_weights(outline(recipe).model.model.language_model)
     saved = sum(2 * w.numel() - four_bit_bytes(w.numel()) for w in linears)
     assert found["lora"].weights - found["qlora"].weights == saved
@@ -246,7 +245,8 @@ def mixture(recipe: Recipe, *parts: MixturePart) -> Recipe:
     """The recipe with a stream of several data sets."""
     source = DataSource(streaming=True, mixture=list(parts))
     stage = replace(recipe.pretrain, max_steps=9)
-    return replace(recipe, data=replace(recipe.data, pretrain=source), pretrain=stage)
+    data = replace(recipe.data, pretrain=source)
+    return replace(recipe, data=data, pretrain=stage, memory=MemoryArgs(k=0))
 
 
 def test_a_mixture_has_the_samples_of_its_parts_and_their_mean_text(
