@@ -16,7 +16,7 @@ def test_a_shipped_recipe_is_estimated_without_its_data_and_weights(run):
 
 def test_as_json_and_with_overrides(run):
     words = ("estimate", "--config", "qwen2-0.5b-siglip", "--json", "--memory.k", 0)
-    code, out, _ = run(*words, "--samples", 1000)
+    code, out, _ = run(*words, "--samples", 1000, "--text-tokens", 40)
     assert code == 0
     found = json.loads(out)
     assert [stage["stage"] for stage in found["stages"]] == ["pretrain", "finetune"]
@@ -34,3 +34,20 @@ def test_an_unknown_model_is_an_error_in_words(run):
     code, _, err = run(*words)
     assert code == 2
     assert "config.json" in err
+
+
+def test_lines_that_hang_on_unknown_texts_stay_open(run):
+    words = ("estimate", "--config", "qwen2-0.5b-siglip", "--samples", 1000, "--tflops", 989)
+    code, out, _ = run(*words)
+    assert code == 0
+    lines = out.splitlines()
+    for name in ("activations", "logits", "memory in all", "tokens  ", "hours by the device"):
+        assert all("unknown" in line for line in lines if name in line), name
+    assert "say --text-tokens" in " ".join(out.split())
+
+
+def test_qlora_is_estimated_without_the_package_that_quantises(run):
+    words = ("estimate", "--config", "qwen2-0.5b-siglip", "--finetune.language", "qlora")
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "nf4" in out

@@ -11,16 +11,18 @@ from torch import nn
 
 from tinyalign.errors import ConfigError
 from tinyalign.memory.bank import MemoryBank
+from tinyalign.model.head_loss import CHUNK, CrossEntropy
+from tinyalign.training.adapters import linear_weights
 from tinyalign.training.estimate import Amounts, Pace, amounts_said, estimate, key_width
 from tinyalign.training.freeze import account, freeze
 from tinyalign.training.outline import language_sizes, outline, vision_sizes
 from tinyalign.training.parts import new_model
-from tinyalign.training.recipe import DataSource, MemoryArgs, Recipe
+from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart, Recipe
 from tinyalign.training.recipe_files import load_recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
 from tinyalign.training.stage_args import StageArgs
-from tinyalign.training.stage_memory import Batch, part_memory, step_memory
+from tinyalign.training.stage_memory import Batch, four_bit_bytes, part_memory, step_memory
 from tinyalign.training.workshop import Workshop
 
 CPU = torch.device("cpu")
@@ -181,7 +183,103 @@ def test_checkpointing_keeps_less_and_a_larger_batch_more(recipe: Recipe) -> Non
     assert needed(8, False) == pytest.approx(2 * needed(4, False))
 
 
+def test_chunked_cross_entropy_holds_the_logits_of_one_chunk() -> None:
+    model = outline(load_recipe("qwen2-0.5b-siglip")).model
+    vocabulary = model.lm_head.weight.shape[0]
+
+    def logits(samples: int, form: CrossEntropy) -> int | None:
+        return step_memory(
+            model,
+            Batch(samples, 800, 40),
+            dtype=torch.bfloat16,
+            eager=False,
+            checkpointing=False,
+            cross_entropy=form,
+        ).logits
+
+    chunk = CHUNK // vocabulary * vocabulary * (2 + 8)
+    assert logits(32, "full") == 32 * 40 * vocabulary * (2 + 8)
+    assert logits(32, "chunked") == logits(64, "chunked") == chunk
+    assert logits(1, "chunked") == logits(1, "full")  # fewer tokens than a chunk
+
+
+@pytest.mark.parametrize(
+    ("weights", "size"),
+    [(64, 32 + 1 + 4), (64 * 256, 64 * 128 + 256 + 4), (64 * 256 + 2, 64 * 128 + 1 + 257 + 8)],
+)
+def test_nf4_takes_four_bits_a_weight_and_its_scales(weights: int, size: int) -> None:
+    assert four_bit_bytes(weights) == size
+
+
+def test_qlora_keeps_the_llms_linear_layers_in_four_bits(two_stage_recipe: Recipe) -> None:
+    recipe = replace(two_stage_recipe, model=replace(two_stage_recipe.model, dtype="bfloat16"))
+    found = {}
+    for language in ("lora", "qlora"):
+        changed = replace(recipe, finetune=StageArgs(language=language))
+        _, stage = estimate(changed, {}, NOTHING).stages
+        (found[language],) = (p for p in stage.memory.parts if p.name == "language model")
+    linears = linear_weights(outline(recipe).model.model.language_model)
+    saved = sum(2 * w.numel() - four_bit_bytes(w.numel()) for w in linears)
+    assert found["lora"].weights - found["qlora"].weights == saved
+    assert found["lora"].trained == found["qlora"].trained > 0
+    assert found["lora"].frozen == found["qlora"].frozen
+
+
 # ------------------------------------------------------------------------------- data, disk, hours
+
+
+@pytest.mark.parametrize(
+    ("micro_tokens", "samples"),
+    [(None, 4), (3 * 68, 3), (3 * 68 - 1, 2), (10, 1), (10_000, 8)],  # samples of 68 tokens
+)
+def test_a_budget_of_tokens_decides_the_micro_batch(
+    recipe: Recipe, micro_tokens: int | None, samples: int
+) -> None:
+    stage = StageArgs(batch_size=8, micro_batch_size=4, micro_tokens=micro_tokens)
+    said = {"pretrain": Amounts(1000, 1000, 20.0)}
+    (found,) = estimate(replace(recipe, pretrain=stage), said, NOTHING).stages
+    assert (found.tokens_a_sample, found.micro_batch) == (16 + 32 + 20, samples)
+
+
+def mixture(recipe: Recipe, *parts: MixturePart) -> Recipe:
+    """The recipe with a stream of several data sets."""
+    source = DataSource(streaming=True, mixture=list(parts))
+    stage = replace(recipe.pretrain, max_steps=9)
+    data = replace(recipe.data, pretrain=source)
+    return replace(recipe, data=data, pretrain=stage, memory=MemoryArgs(k=0))
+
+
+def test_a_mixture_has_the_samples_of_its_parts_and_their_mean_text(
+    recipe: Recipe, pairs: Path, questions: Path
+) -> None:
+    def text_tokens(*parts: MixturePart) -> float:
+        (stage,) = estimate(mixture(recipe, *parts), {}, NOTHING).stages
+        return stage.tokens_a_sample
+
+    one, two = MixturePart(str(pairs), weight=3.0), MixturePart(str(questions))
+    both = estimate(mixture(recipe, one, two), {}, NOTHING)
+    features = {each.name: each.size for each in both.disk}["features"]
+    assert features == (24 + 24) * 16 * 32 * 4
+    mean = (3 * text_tokens(one) + text_tokens(two)) / 4
+    assert both.stages[0].tokens_a_sample == pytest.approx(mean, abs=1)
+
+
+def test_parts_of_a_mixture_that_are_not_here_are_named(recipe: Recipe, pairs: Path) -> None:
+    parts = MixturePart(str(pairs)), MixturePart("gone.json")
+    found = estimate(mixture(recipe, *parts), {}, NOTHING)
+    assert found.stages[0].tokens is None
+    assert [note.split()[0] for note in found.assumptions if "disk" in note] == ["gone.json"]
+
+
+def test_how_much_memory_unknown_texts_take_is_unknown(recipe: Recipe) -> None:
+    gone = replace(recipe.data, pretrain=DataSource("gone.json"), pretrain_eval=None)
+    found = estimate(replace(recipe, data=gone), {"pretrain": Amounts(1000, 1000)}, Pace(50.0, 1.0))
+    (stage,) = found.stages
+    assert stage.memory.activations is stage.memory.logits is stage.memory.total is None
+    assert stage.tokens is stage.tokens_a_sample is stage.hours_by_peak is None
+    assert stage.hours is not None
+    assert {each.size for each in found.disk if each.name == "tokens"} == {None}
+    assert any("--text-tokens" in note for note in found.assumptions)
 
 
 def test_steps_samples_and_tokens_are_those_of_the_run(recipe: Recipe) -> None:

@@ -144,6 +144,40 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(recipe: Recipe, monke
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow  # several runs
+@pytest.mark.parametrize("micro", [1, 4])
+def test_a_run_goes_on_with_other_micro_batches_to_the_same_curve_up_to_rounding(
+    recipe: Recipe, monkeypatch, micro: int
+) -> None:
+    stage = replace(recipe.pretrain, epochs=2, micro_batch_size=2, checkpoint_steps=5)
+    recipe = replace(recipe, pretrain=stage)
+    whole = train(replace(recipe, output=f"{recipe.output}-whole"))
+    interrupted(recipe, 15, monkeypatch)  # in step 8 of 12, second epoch
+    stage = replace(
+        stage,
+        micro_batch_size=micro,
+        gradient_checkpointing=True,
+        eval_batch_size=3,
+        checkpoint_steps=2,
+        keep_checkpoints=2,
+    )
+    saved: list[int] = []
+    save = TinyAlignTrainer._save_checkpoint
+    monkeypatch.setattr(
+        TinyAlignTrainer,
+        "_save_checkpoint",
+        lambda self, *args: (saved.append(self.state.global_step), save(self, *args))[1],
+    )
+    resumed = train(replace(recipe, pretrain=stage))
+    one, two = steps_of(whole.folder), steps_of(resumed.folder)
+    for key in ("step", "samples", "supervised_tokens"):
+        assert [line[key] for line in one] == [line[key] for line in two]
+    assert [x["loss"] for x in one] == pytest.approx([x["loss"] for x in two], rel=1e-5)
+    before, after = weights(whole.folder), weights(resumed.folder)
+    assert all(torch.allclose(before[n], after[n], rtol=1e-3, atol=1e-5) for n in before)
+    assert saved == [6, 8, 10, 12]
+
+
 def test_a_finished_run_is_not_run_again_and_starts_over_when_asked(recipe: Recipe) -> None:
     train(recipe)
     folder = Path(recipe.output)

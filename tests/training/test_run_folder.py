@@ -11,7 +11,7 @@ import pytest
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
 from tinyalign.training.recipe import Recipe
-from tinyalign.training.run_folder import CACHE_NOTE, RunFolder, run_log
+from tinyalign.training.run_folder import CACHE_NOTE, RunFolder, fingerprint, run_log
 
 
 def begun(recipe: Recipe) -> tuple[RunFolder, RunFolder]:
@@ -50,6 +50,50 @@ def test_what_was_trained_is_protected(recipe: Recipe, made: str) -> None:
     assert path.is_file()
     other.open_stage("pretrain", resume=False)
     assert not path.exists()
+
+
+OTHERWISE = {
+    "micro_batch_size": 1,
+    "micro_tokens": 100,
+    "gradient_checkpointing": True,
+    "eval_batch_size": 3,
+    "checkpoint_steps": 7,
+    "keep_checkpoints": 2,
+}
+
+
+def noted_and_trained(recipe: Recipe) -> Path:
+    """The settings of a run that has trained a step."""
+    folder, _ = begun(recipe)
+    (folder.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    return folder.path / "settings.json"
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_only_shares_a_step_out_otherwise_may_differ(recipe: Recipe, name: str) -> None:
+    noted_and_trained(recipe)
+    stage = replace(recipe.pretrain, **{name: OTHERWISE[name]})
+    other = replace(recipe, pretrain=stage)
+    RunFolder(other).open_stage("pretrain", resume=True)
+    assert fingerprint(other, "pretrain") == fingerprint(recipe, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 8), ("learning_rate", 0.5), ("ema_decay", 0.9)]
+)
+def test_what_decides_the_weights_may_not(recipe: Recipe, name: str, value: float) -> None:
+    noted_and_trained(recipe)
+    other = replace(recipe, pretrain=replace(recipe.pretrain, **{name: value}))
+    with pytest.raises(ConfigError, match=rf"other settings \(pretrain\.{name} "):
+        RunFolder(other).open_stage("pretrain", resume=True)
+
+
+def test_a_release_that_noted_free_settings_is_understood(recipe: Recipe) -> None:
+    note = noted_and_trained(recipe)
+    settings = json.loads(note.read_text())
+    settings["pretrain"] |= {"micro_batch_size": 2, "checkpoint_steps": 3}
+    note.write_text(json.dumps(settings))
+    RunFolder(recipe).open_stage("pretrain", resume=True)
 
 
 def test_the_log_file_says_why_a_run_stopped_and_the_terminal_hears_it_from_the_error(

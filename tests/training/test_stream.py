@@ -97,6 +97,26 @@ class StopAt(TrainerCallback):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_killed_run_goes_on_to_the_same_weights(streamed, tmp_path, monkeypatch, workers):
+    whole, resumed = killed_and_resumed(streamed, tmp_path, monkeypatch, workers, micro=2)
+    losses = [losses_of(run) for run in (whole, resumed)]
+    assert len(losses[0]) == 9
+    assert losses[0] == losses[1]
+    weights = [(run.model / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_other_micro_batches(streamed, tmp_path, monkeypatch):
+    whole, resumed = killed_and_resumed(streamed, tmp_path, monkeypatch, workers=0, micro=1)
+    assert losses_of(resumed) == pytest.approx(losses_of(whole), rel=1e-5)
+
+
+def losses_of(run):
+    return [line["loss"] for line in read_metrics(run.folder / "metrics.jsonl") if "loss" in line]
+
+
+def killed_and_resumed(streamed, tmp_path, monkeypatch, workers, micro):
+    """A run in one go, and one that was killed and goes on with micro-batches of `micro`."""
     small_blocks(monkeypatch)
     streamed = replace(streamed, data=replace(streamed.data, workers=workers))
     whole = train(replace(streamed, output=str(tmp_path / "whole")))
@@ -112,15 +132,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(streamed, tmp_path, monkeypatc
         patch.setattr(workshop.Workshop, "_trainer", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(killed)
-    resumed = train(killed)
-    losses = [
-        [line["loss"] for line in read_metrics(run.folder / "metrics.jsonl") if "loss" in line]
-        for run in (whole, resumed)
-    ]
-    assert len(losses[0]) == 9
-    assert losses[0] == losses[1]
-    weights = [(run.model / "model.safetensors").read_bytes() for run in (whole, resumed)]
-    assert weights[0] == weights[1]
+    stage = replace(killed.pretrain, micro_batch_size=micro)
+    return whole, train(replace(killed, pretrain=stage))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def estimate(args: EstimateArgs) -> int:
         say_json(_plain(found))
         return 0
     for stage in found.stages:
-        _show(stage)
+        _show(stage, args)
     rows = [(each.name, _size(each.size), each.of) for each in found.disk]
     say_table(columns(("on the disk", "size", "of"), rows, title="caches"))
     say(f"free on that disk: {size(found.free_bytes)}")
@@ -65,7 +65,7 @@ def estimate(args: EstimateArgs) -> int:
 estimate.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
-def _show(stage: StageEstimate) -> None:
+def _show(stage: StageEstimate, args: EstimateArgs) -> None:
     memory = stage.memory
     heads = ("part", "trained", "frozen", "dtype", "weights", "gradients", "AdamW")
     rows = [
@@ -76,19 +76,22 @@ def _show(stage: StageEstimate) -> None:
         for part in memory.parts
     ]  # fmt: skip
     say_table(columns(heads, rows, title=stage.stage))
-    batch = f"{stage.micro_batch} samples of {stage.tokens_a_sample} tokens"
+    batch = f"{_number(stage.micro_batch)} samples of {_number(stage.tokens_a_sample)} tokens"
     say_table(
         facts(
             [
                 ("working copies of trained weights", size(memory.working_copies)),
-                (f"activations, about ({batch})", size(memory.activations)),
-                ("logits of supervised tokens, about", size(memory.logits)),
-                ("memory in all, about", size(memory.total)),
+                (f"activations, about ({batch})", _size(memory.activations)),
+                ("logits of supervised tokens, about", _size(memory.logits)),
+                ("memory in all, about", _size(memory.total)),
                 ("steps", _number(stage.steps)),
                 ("samples", _number(stage.samples)),
                 ("tokens", _number(stage.tokens)),
-                ("hours at the given samples a second", _hours(stage.hours)),
-                ("hours by the device's peak", _hours(stage.hours_by_peak)),
+                (
+                    "hours at the given samples a second",
+                    _hours(stage.hours, args.samples_per_second),
+                ),
+                ("hours by the device's peak", _hours(stage.hours_by_peak, args.tflops)),
             ]
         )
     )
@@ -109,5 +112,7 @@ def _number(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
 
-def _hours(value: float | None) -> str:
-    return "not asked for" if value is None else f"{value:.2f}"
+def _hours(value: float | None, asked: float | None) -> str:
+    if asked is None:
+        return "not asked for"
+    return "unknown" if value is None else f"{value:.2f}"

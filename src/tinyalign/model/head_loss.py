@@ -35,6 +35,11 @@ def head_loss(
     return loss
 
 
+def rows_of_chunk(vocabulary: int) -> int:
+    """Tokens whose logits are held at once by "chunked"."""
+    return max(1, CHUNK // vocabulary)
+
+
 def _liger(hidden: Tensor, targets: Tensor, head: nn.Linear, softcap: float | None) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -66,7 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, device=bias.device) if wanted[2] else None  # type: ignore[union-attr]
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(device, enabled=False):
-            matrix, rows = weight.to(dtype), max(1, CHUNK // len(weight))
+            matrix, rows = weight.to(dtype), rows_of_chunk(len(weight))
             offset = None if bias is None else bias.to(dtype)
             for start in range(0, len(hidden), rows):
                 part = hidden[start : start + rows].to(dtype)  # (n, d)

@@ -83,6 +83,11 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
+def linear_weights(module: nn.Module) -> list[Tensor]:
+    """The weights that `quantize_linears` would keep in 4 bits."""
+    return [layer.weight for _, layer in _linears(module) if isinstance(layer, nn.Linear)]
+
+
 def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The numbers of all adapters in a module; none where there is no adapter."""
     return [value for name, value in module.named_parameters() if ".lora_" in name]

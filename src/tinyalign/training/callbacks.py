@@ -43,6 +43,17 @@ class EvaluateAt(TrainerCallback):
         return control
 
 
+class CheckpointsAsAsked(TrainerCallback):
+    """Writes checkpoints as often as the stage now says: a resumed Trainer goes on with the
+    interval that its checkpoint has noted."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the interval, in steps, from the arguments."""
+        state.compute_steps(args, state.max_steps)
+
+
 class Tell(TrainerCallback):
     """Some twenty log lines a stage, and a bar where somebody looks on."""
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.aligned import DIM
 from tinyalign.memory.coding import KeyCoding, ValueCoding
 from tinyalign.model.perceiver import PerceiverCompressorConfig
+from tinyalign.training.adapters import linear_weights
 from tinyalign.training.arguments import planned_steps
 from tinyalign.training.cache_plan import free_bytes
 from tinyalign.training.features import STORED, default_cache_folder
@@ -75,10 +78,11 @@ class StageEstimate:
 
     stage: Stage
     memory: StepMemory
-    micro_batch: int
+    micro_batch: int | None
+    """Samples of mean length that the device computes at once."""
     samples: int | None
     steps: int | None
-    tokens_a_sample: int
+    tokens_a_sample: int | None
     tokens: int | None
     hours: float | None
     """At the samples a second that were said."""
@@ -119,6 +123,11 @@ def estimate(recipe: Recipe, said: dict[Stage, Amounts], pace: Pace) -> Estimate
     amounts: dict[Stage, Amounts] = {}
     for stage in _stages(recipe):
         amounts[stage] = _amounts(recipe, stage, drawn, notes).filled(said.get(stage, Amounts()))
+        if amounts[stage].text_tokens is None:
+            notes.append(
+                f"{stage}: how long its texts are is unknown, and so are activations, logits, "
+                "memory in all and tokens; say --text-tokens"
+            )
         fresh = outline(recipe) if stages else drawn
         stages.append(_stage(recipe, stage, fresh, amounts[stage], pace))
     folder = Path(recipe.data.cache_folder or default_cache_folder())
@@ -134,10 +143,39 @@ def _stages(recipe: Recipe) -> list[Stage]:
 
 
 def _amounts(recipe: Recipe, stage: Stage, drawn: Outline, notes: list[str]) -> Amounts:
-    """Counted from the stage's data where these are on this disk."""
+    """Counted from the stage's data where these are on this disk; of a mixture all its parts."""
     source: DataSource = getattr(recipe.data, stage)
+    parts = _parts(source)
+    found = [_amounts_of(part, recipe.seed, drawn, notes) for part in parts]
+    if source.mixture is None:
+        return found[0]
+    weights = [part.weight for part in source.mixture]
+    return Amounts(
+        samples=_sum([each.samples for each in found]),
+        images=_sum([each.images for each in found]),
+        text_tokens=_weighted([each.text_tokens for each in found], weights),
+        supervised_tokens=_weighted([each.supervised_tokens for each in found], weights),
+    )
+
+
+def _parts(source: DataSource) -> list[DataSource]:
+    """The data sets of a source: itself, or what it mixes."""
+    return [
+        DataSource(
+            part.path,
+            format=part.format,
+            image_folder=part.image_folder,
+            split=part.split,
+            prompt=part.prompt,
+            captions=part.captions,
+        )
+        for part in source.mixture or ()
+    ] or [source]
+
+
+def _amounts_of(source: DataSource, seed: int, drawn: Outline, notes: list[str]) -> Amounts:
     try:
-        samples = open_source(source, recipe.seed)
+        samples = open_source(source, seed)
     except DataError:
         notes.append(f"{source.path} is not on this disk: say --samples to count with")
         return Amounts()
@@ -167,6 +205,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Mean by share of the samples; None where one is not known."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return sum(v * w for v, w in zip(known, weights)) / sum(weights)
+
+
 # -- a stage --------------------------------------------------------------------------------------
 
 
@@ -174,20 +220,18 @@ def _stage(
     recipe: Recipe, stage: Stage, drawn: Outline, amounts: Amounts, pace: Pace
 ) -> StageEstimate:
     args: StageArgs = getattr(recipe, stage)
-    config, model = drawn.model.config, drawn.model
-    freeze(model, args, tell=False)
-    micro, _ = args.accumulation(1)
-    text = amounts.text_tokens or 0.0
-    placeholders = config.image_seq_length * _images_a_sample(amounts) + config.n_memory_tokens
-    length = min(recipe.data.max_length, placeholders + text)
-    supervised = min(amounts.supervised_tokens or text, length)
-    device = choose_device(recipe.device)
+    model, device = drawn.model, choose_device(recipe.device)
+    four_bit = _freeze(model, args)
+    length, supervised = _lengths(recipe, model.config, amounts)
+    micro = _micro_batch(args, length)
     memory = step_memory(
         model,
-        Batch(micro, length, supervised),
+        None if length is None or micro is None else Batch(micro, length, supervised),
         dtype=getattr(torch, recipe.model.dtype),
         eager=attention(recipe.model, device) == "eager",
         checkpointing=args.gradient_checkpointing,
+        cross_entropy=recipe.model.cross_entropy,
+        four_bit=four_bit,
     )
     steps = args.max_steps
     if amounts.samples is not None:
@@ -199,11 +243,44 @@ def _stage(
         micro_batch=micro,
         samples=seen,
         steps=steps,
-        tokens_a_sample=round(length),
-        tokens=None if seen is None else round(seen * length),
+        tokens_a_sample=None if length is None else round(length),
+        tokens=None if seen is None or length is None else round(seen * length),
         hours=_hours(seen, pace.samples_per_second),
         hours_by_peak=_hours_by_peak(recipe, drawn, seen, length, supervised, pace),
     )
+
+
+def _freeze(model: Any, args: StageArgs) -> list[Tensor]:
+    """Freeze as the stage has it; returns the weights that it keeps in 4 bits.
+
+    Shapes alone cannot be quantised, so that QLoRA is drawn as LoRA, without bitsandbytes.
+    """
+    if args.language != "qlora":
+        freeze(model, args, tell=False)
+        return []
+    four_bit = linear_weights(model.model.language_model)
+    freeze(model, replace(args, language="lora"), tell=False)
+    return four_bit
+
+
+def _lengths(recipe: Recipe, config: Any, amounts: Amounts) -> tuple[float | None, float]:
+    """Tokens of a mean sample, None where its text is not known, and supervised ones of them."""
+    text = amounts.text_tokens
+    if text is None:
+        return None, 0.0
+    placeholders = config.image_seq_length * _images_a_sample(amounts) + config.n_memory_tokens
+    length = min(recipe.data.max_length, placeholders + text)
+    return length, min(amounts.supervised_tokens or text, length)
+
+
+def _micro_batch(args: StageArgs, length: float | None) -> int | None:
+    """Samples of `length` tokens that one device computes at once; None where that hangs on a
+    length that is not known."""
+    if args.micro_tokens is None:
+        return args.accumulation(1)[0]
+    if length is None:
+        return None
+    return max(1, min(args.batch_size, int(args.micro_tokens // length)))
 
 
 def _images_a_sample(amounts: Amounts) -> float:
@@ -223,9 +300,14 @@ def _hours(samples: int | None, per_second: float | None) -> float | None:
 
 
 def _hours_by_peak(
-    recipe: Recipe, drawn: Outline, seen: int | None, length: float, supervised: float, pace: Pace
+    recipe: Recipe,
+    drawn: Outline,
+    seen: int | None,
+    length: float | None,
+    supervised: float,
+    pace: Pace,
 ) -> float | None:
-    if seen is None or pace.tflops is None:
+    if seen is None or length is None or pace.tflops is None:
         return None
     flops = seen * flops_a_sample(recipe, drawn, length, supervised)
     return flops / (pace.tflops * 1e12 * pace.mfu) / 3600
@@ -247,7 +329,7 @@ def _disk(recipe: Recipe, drawn: Outline, amounts: Sequence[Amounts]) -> list[Si
     size = drawn.model.config.vision_config.image_size
     height, across = (size, size) if isinstance(size, int) else tuple(size)
     row = n * width * STORED[recipe.data.cache_dtype][0].itemsize
-    text = _sum([None if a.samples is None else a.samples * (a.text_tokens or 0) for a in amounts])
+    text = _sum([_text_tokens(each) for each in amounts])
     tokens = None if text is None or samples is None else round(TOKEN_BYTES * (text + 3 * samples))
     found = [
         Size("features", _times(images, row), f"{n} x {width} {recipe.data.cache_dtype} an image"),
@@ -257,6 +339,13 @@ def _disk(recipe: Recipe, drawn: Outline, amounts: Sequence[Amounts]) -> list[Si
     if recipe.memory.reads_bank:
         found += _memory_sizes(recipe, width, samples)
     return found
+
+
+def _text_tokens(amounts: Amounts) -> float | None:
+    """Of all samples."""
+    if amounts.samples is None or amounts.text_tokens is None:
+        return None
+    return amounts.samples * amounts.text_tokens
 
 
 def _memory_sizes(recipe: Recipe, feature_width: int, samples: int | None) -> list[Size]:

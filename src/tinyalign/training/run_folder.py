@@ -26,10 +26,22 @@ FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 CACHE_NOTE = "cache.json"
 ADAPTER = "adapter"
-# What may differ between a run and its resumption without a change to its result.
+# What may differ between a run and its resumption without a change to its result beyond the
+# order of sums. Checkpoints keep the position in optimiser steps (a stream's in samples), so a
+# resumed run may split its steps into other micro-batches.
 FREE = ("output", "device", "track")
 FREE_DATA = ("workers", "cache_folder", "cache_tokens")
-FREE_STAGE = ("save_fractions", "packing", "micro_tokens", "rehearse")
+FREE_STAGE = (
+    "save_fractions",
+    "packing",
+    "micro_batch_size",
+    "micro_tokens",
+    "eval_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "rehearse",
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ class RunFolder:
         now = json.loads(json.dumps(deciding(self.recipe, stage)))
         if note.is_file():
             before = json.loads(note.read_text(encoding="utf-8"))
-            before = filled(before, deciding(_defaults(), stage))
+            before = filled(without_free(before), deciding(_defaults(), stage))
             self._settle_cache(before["data"], now["data"])
             different = differences(before, now)
             if different and self._trained(stage):
@@ -209,21 +221,28 @@ def _link(source: str, target: str) -> None:
 
 def deciding(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The settings that decide a stage's result."""
-    settings = recipe.as_dict()
+    settings = without_free(recipe.as_dict())
     other = "finetune" if stage == "pretrain" else "pretrain"
-    for name in FREE:
-        settings.pop(name)
-    for name in FREE_DATA:
-        settings["data"].pop(name)
-    for name in FREE_STAGE:
-        for part in ("pretrain", "finetune"):
-            settings[part].pop(name)
     if stage == "pretrain":
         for name in (other, "start_from"):
             settings.pop(name)
         settings["data"].pop("finetune")
         settings["data"].pop("finetune_eval")
     return settings
+
+
+def without_free(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings less those that are free; an earlier release may have noted some of them."""
+    free: dict[str, tuple[str, ...]] = {
+        "data": FREE_DATA,
+        "pretrain": FREE_STAGE,
+        "finetune": FREE_STAGE,
+    }
+    return {
+        name: {k: v for k, v in value.items() if k not in free[name]} if name in free else value
+        for name, value in settings.items()
+        if name not in FREE
+    }
 
 
 def fingerprint(recipe: Recipe, stage: Stage) -> str:

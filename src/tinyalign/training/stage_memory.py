@@ -10,21 +10,29 @@ h hidden size, i intermediate size, a heads and L tokens a sample:
 
 With gradient checkpointing each layer keeps its input alone (b h), and one layer at a time the
 rest. Logits exist at supervised positions only: (b + 8) bytes a number of the vocabulary, for
-logits, log-softmax and gradient.
+logits, log-softmax and gradient; with `cross_entropy: chunked` for one chunk of tokens at a time.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tinyalign.model.head_loss import CrossEntropy, rows_of_chunk
 from tinyalign.training.freeze import Part, parts_of
 
 ADAMW_STATES = 2
 STEP_BYTES = 4
 """AdamW counts its steps in a float32 for every tensor."""
+# NF4 with double quantisation (Dettmers et al. 2023, section 3; arXiv 2305.14314): 4 bits a weight,
+# an 8-bit scale for every 64 weights, and a float32 for every 256 of those scales.
+SCALE_BLOCK = 64
+SCALES_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -57,24 +65,35 @@ class StepMemory:
     parts: tuple[PartMemory, ...]
     working_copies: int
     """Of trained float32 matrices, in the precision of the arithmetic."""
-    activations: int
-    logits: int
+    activations: int | None
+    """None where it is not known how many tokens a device computes at once."""
+    logits: int | None
 
     @property
-    def total(self) -> int:
-        """All of it."""
+    def total(self) -> int | None:
+        """All of it; None where a part of it is not known."""
+        if self.activations is None or self.logits is None:
+            return None
         held = sum(part.weights + part.gradients + part.optimizer for part in self.parts)
         return held + self.working_copies + self.activations + self.logits
 
 
 def step_memory(
-    model: Any, batch: Batch, *, dtype: torch.dtype, eager: bool, checkpointing: bool
+    model: Any,
+    batch: Batch | None,
+    *,
+    dtype: torch.dtype,
+    eager: bool,
+    checkpointing: bool,
+    cross_entropy: CrossEntropy = "full",
+    four_bit: Collection[Tensor] = (),
 ) -> StepMemory:
     """Memory of a step of `model`, frozen as the stage has it; its tensors may be on meta.
 
-    dtype: of the arithmetic. eager: attention that keeps its scores.
+    batch: None where not known. dtype: of the arithmetic. eager: attention that keeps its scores.
+    four_bit: weights that are kept as NF4.
     """
-    parts = part_memory(model)
+    parts = part_memory(model, four_bit)
     width = dtype.itemsize
     trains_large = any(p.trained for p in parts if p.name in ("language model", "vision tower"))
     copies = 0
@@ -85,27 +104,45 @@ def step_memory(
             for p in set(module.parameters())
             if p.requires_grad and p.ndim > 1
         )
-    vocabulary = model.lm_head.weight.shape[0]
-    supervised = batch.samples * batch.supervised_a_sample
     return StepMemory(
         parts=parts,
         working_copies=copies,
-        activations=_activations(model, batch, width, eager, checkpointing),
-        logits=round(supervised * vocabulary * (width + 8)),
+        activations=_activations(model, batch, width, eager, checkpointing) if batch else None,
+        logits=_logits(model, batch, width, cross_entropy) if batch else None,
     )
 
 
-def part_memory(model: Any) -> tuple[PartMemory, ...]:
-    """Numbers and bytes of each part; a tensor shared by two parts is counted once."""
+def _logits(model: Any, batch: Batch, width: int, cross_entropy: CrossEntropy) -> int:
+    vocabulary = model.lm_head.weight.shape[0]
+    tokens = batch.samples * batch.supervised_a_sample
+    if cross_entropy == "chunked":
+        tokens = min(tokens, rows_of_chunk(vocabulary))
+    return round(tokens * vocabulary * (width + 8))
+
+
+def four_bit_bytes(weights: int) -> int:
+    """Bytes of a tensor of so many weights in NF4 with double quantisation, scales included."""
+    scales = math.ceil(weights / SCALE_BLOCK)
+    return math.ceil(weights / 2) + scales + 4 * math.ceil(scales / SCALES_BLOCK)
+
+
+def part_memory(model: Any, four_bit: Collection[Tensor] = ()) -> tuple[PartMemory, ...]:
+    """Numbers and bytes of each part; a tensor shared by two parts is counted once.
+
+    four_bit: weights that are kept as NF4, whatever their dtype here.
+    """
     seen: set[int] = set()
+    small = {id(p) for p in four_bit}
     rows: dict[Part, list[PartMemory]] = {}
     for name, module in parts_of(model):
         own = [p for p in module.parameters() if id(p) not in seen]
         seen |= {id(p) for p in own}
         trained = [p for p in own if p.requires_grad]
         size = sum(p.numel() * p.itemsize for p in trained)
-        held = sum(t.numel() * t.itemsize for t in (*own, *module.buffers()))
-        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
+        plain = [t for t in (*own, *module.buffers()) if id(t) not in small]
+        held = sum(t.numel() * t.itemsize for t in plain)
+        held += sum(four_bit_bytes(p.numel()) for p in own if id(p) in small)
+        dtypes = ", ".join(sorted({"nf4" if id(p) in small else _dtype(p) for p in own}))
         count = sum(p.numel() for p in trained)
         row = PartMemory(
             name, count, sum(p.numel() for p in own) - count, dtypes, held,
@@ -113,6 +150,10 @@ def part_memory(model: Any) -> tuple[PartMemory, ...]:
         )  # fmt: skip
         rows.setdefault(name, []).append(row)
     return tuple(_together(each) for each in rows.values())
+
+
+def _dtype(parameter: Tensor) -> str:
+    return str(parameter.dtype).removeprefix("torch.")
 
 
 def _together(rows: list[PartMemory]) -> PartMemory:

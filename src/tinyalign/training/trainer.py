@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 from tinyalign.errors import ConfigError
 from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.batches import EvaluationBatches
+from tinyalign.training.callbacks import CheckpointsAsAsked
 from tinyalign.training.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.dataset import TrainingDataset
 from tinyalign.training.early_stopping import EarlyStopping
@@ -81,6 +82,7 @@ class TinyAlignTrainer(Trainer):
             args.dataloader_num_workers = 0  # its thread must not be forked for an evaluation
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(MetricsCallback(log))
+        self.add_callback(CheckpointsAsAsked())
         if stage.rehearse and split is not None:
             self.add_callback(Rehearsal(self))
         self._frozen = frozen_modules(model)
