@@ -117,6 +117,12 @@ def _rows_of_any_length() -> None:
     workshop.ROW_MULTIPLE = 1  # type: ignore[misc]
 
 
+def _memory_goes_back() -> None:
+    from tinyalign.training import workshop
+
+    workshop.keep_freed_memory = lambda: False
+
+
 ABLATIONS = {
     "features": Ablation(
         "cached vision features (tower at every step)", setting="data.cache", value="none"
@@ -133,5 +139,10 @@ ABLATIONS = {
         "eager attention on a CPU", setting="model.attn_implementation", value="sdpa"
     ),
     "adamw": Ablation("fused AdamW (stage 2)", stage="finetune", patch=_unfused_adamw),
+    "freed": Ablation(
+        "freed memory kept for the next step, on a CPU (stage 2)",
+        stage="finetune",
+        patch=_memory_goes_back,
+    ),
     "table": Ablation("neighbour table (search every step)", k=5, patch=_search_every_step),
 }

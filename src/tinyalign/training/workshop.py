@@ -46,6 +46,7 @@ from tinyalign.training.parts import (
 )
 from tinyalign.training.preflight import stage_two_start
 from tinyalign.training.prepare import MemoryPreparer
+from tinyalign.training.process_memory import keep_freed_memory
 from tinyalign.training.recipe import DataSource, Recipe
 from tinyalign.training.run_folder import (
     CHECKPOINTS,
@@ -255,6 +256,8 @@ class Workshop:
             logger.info("%s: going on from %s", self.stage, checkpoint.name)
             if isinstance(trainer.train_dataset, StreamDataset):
                 trainer.train_dataset.load_position(checkpoint)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         compile_layers(self.model, self.recipe.model.compile, steps)
         set_seed(self.recipe.seed)
         with progress(f"Training, stage {self.stage}", steps) as advance:
