@@ -49,7 +49,14 @@ def large(photo: Image.Image, file: Path) -> None:
     photo.resize((4200, 2800), Image.Resampling.NEAREST).save(file, "PNG")
 
 
-@pytest.fixture(params=[transparent, deep_grey, turned, large], ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[
+        pytest.param(transparent, id="transparent"),
+        pytest.param(deep_grey, id="deep_grey"),
+        pytest.param(turned, id="turned"),
+        pytest.param(large, id="large", marks=pytest.mark.slow),
+    ]
+)
 def file(request, photo, tmp_path) -> Path:
     """A picture that transformers' own loading would show otherwise."""
     request.param(photo, tmp_path / "picture")

@@ -33,6 +33,7 @@ def test_what_is_in_use_is_at_most_the_peak() -> None:
     assert 4 * len(held) < in_use(torch.device("cpu")) <= peak_resident()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_kept_memory_is_not_asked_of_the_system_again() -> None:
     """Pages that the system had to hand out in five more steps, with and without."""
