@@ -64,9 +64,8 @@ def watch(clock: StepClock) -> Iterator[dict[str, Any]]:
 
 
 def tokens_of(batches: list[dict[str, Any]]) -> tuple[int, int]:
-    """Tokens that belong to samples, and tokens computed; a batch without mask has no padding."""
-    computed = sum(batch["input_ids"].numel() for batch in batches)
-    masks = [batch.get("attention_mask") for batch in batches]
-    if any(mask is None for mask in masks):
-        return computed, computed
-    return sum(int(mask.sum()) for mask in masks), computed
+    """Tokens that belong to samples, and tokens computed: what the run's own log counts."""
+    from tinyalign.training.throughput import work_of
+
+    work = work_of(batches)
+    return work.tokens, work.slots

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tinyalign.memory.bank import MemoryBank
     from tinyalign.memory.retriever import Hit
 
-UNRELATED = 1e-6  # a similarity that is none
 FIRST = 64  # entries looked at before it is known how many are similar enough
 SOURCES = 10  # data sets that `info` names
 
@@ -164,6 +163,7 @@ class BankSearchArgs(SearchOptions, BankArgs):
 def bank_search(args: BankSearchArgs) -> int:
     """The memories nearest to an image, an instruction, or both, as a model's query finds them."""
     from tinyalign.memory.opening import open_bank
+    from tinyalign.memory.retriever import are_related
     from tinyalign.serving.load import find_bank
 
     if args.k < 1:
@@ -184,11 +184,6 @@ def bank_search(args: BankSearchArgs) -> int:
             "texts" if bank.manifest.key_kind == "aligned" else "instructions, but no answers",
         )  # fmt: skip
     return 0
-
-
-def are_related(hits: Sequence[Hit]) -> bool:
-    """Whether a search found anything that is like it; True where it found nothing at all."""
-    return not hits or any(abs(hit.score) >= UNRELATED for hit in hits)
 
 
 def hits_table(hits: Sequence[Hit]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tinyalign.cli.bank import Finder, are_related
+from tinyalign.cli.bank import Finder
 from tinyalign.cli.encoding import bank_encoder, say_skipped, skipped_list
 from tinyalign.cli.options import NAME, POSITIONAL, DataOptions, refuse_blank
 from tinyalign.cli.output import columns, say, say_json, say_table
@@ -242,6 +242,7 @@ def bank_remove(args: BankRemoveArgs) -> int:
 def _to_remove(args: BankRemoveArgs, bank: MemoryBank) -> list[Entry]:
     """The entries asked for, in order of row, or of similarity."""
     from tinyalign.memory.changes import find_rows
+    from tinyalign.memory.retriever import are_related
 
     if args.image is None and args.text is None:
         found = bank.entries.at(find_rows(bank, args.id, args.source))

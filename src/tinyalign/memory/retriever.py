@@ -46,6 +46,15 @@ class Hit:
     """What it is."""
 
 
+UNRELATED = 1e-6
+"""A similarity that is none."""
+
+
+def are_related(hits: Sequence[Hit]) -> bool:
+    """Whether a search found anything that is like it; True where it found nothing at all."""
+    return not hits or any(abs(hit.score) >= UNRELATED for hit in hits)
+
+
 class Retriever:
     """Answers a model's queries from a bank, and people's searches too.
 

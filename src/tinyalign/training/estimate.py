@@ -145,8 +145,7 @@ def _stages(recipe: Recipe) -> list[Stage]:
 def _amounts(recipe: Recipe, stage: Stage, drawn: Outline, notes: list[str]) -> Amounts:
     """Counted from the stage's data where these are on this disk; of a mixture all its parts."""
     source: DataSource = getattr(recipe.data, stage)
-    parts = _parts(source)
-    found = [_amounts_of(part, recipe.seed, drawn, notes) for part in parts]
+    found = [_amounts_of(part, recipe.seed, drawn, notes) for part in source.parts]
     if source.mixture is None:
         return found[0]
     weights = [part.weight for part in source.mixture]
@@ -156,21 +155,6 @@ def _amounts(recipe: Recipe, stage: Stage, drawn: Outline, notes: list[str]) -> 
         text_tokens=_weighted([each.text_tokens for each in found], weights),
         supervised_tokens=_weighted([each.supervised_tokens for each in found], weights),
     )
-
-
-def _parts(source: DataSource) -> list[DataSource]:
-    """The data sets of a source: itself, or what it mixes."""
-    return [
-        DataSource(
-            part.path,
-            format=part.format,
-            image_folder=part.image_folder,
-            split=part.split,
-            prompt=part.prompt,
-            captions=part.captions,
-        )
-        for part in source.mixture or ()
-    ] or [source]
 
 
 def _amounts_of(source: DataSource, seed: int, drawn: Outline, notes: list[str]) -> Amounts:

@@ -127,6 +127,14 @@ class DataSource:
                 "a mixture lists its data sets in place of path, and needs streaming: true"
             )
 
+    @property
+    def parts(self) -> list[DataSource]:
+        """The data sets that it mixes; of a source that is no mixture, itself."""
+        return [
+            DataSource(**{name: value for name, value in vars(part).items() if name != "weight"})
+            for part in self.mixture or ()
+        ] or [self]
+
 
 @dataclass
 class DataArgs:

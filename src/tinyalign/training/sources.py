@@ -12,15 +12,14 @@ from tinyalign.data.readers.mixture import MixtureStream
 from tinyalign.data.readers.streaming import Part, Stream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
-from tinyalign.training.recipe import DataSource, MemoryArgs, MixturePart
+from tinyalign.training.recipe import DataSource, MemoryArgs
 
 
 def check_source(source: DataSource) -> None:
     """Raise DataError where a source, or a part of its mixture, has no files; reads none."""
     if not source.path and source.mixture is None:
         raise DataError("a data source without a path; name a file, folder, glob or URL")
-    parts: list[DataSource] | list[MixturePart] = source.mixture or [source]
-    for one in parts:
+    for one in source.parts:
         check_there(one.path, format=one.format, split=one.split)
 
 
@@ -61,7 +60,6 @@ def open_source_stream(
     """The samples of a source as a stream, of a mixture too; `seed` shuffles and draws captions."""
     if not source.path and source.mixture is None:
         raise DataError("a stream without a path; name shards, or a mixture of data sets")
-    parts: list[DataSource] | list[MixturePart] = source.mixture or [source]
     streams = [
         open_stream(
             one.path,
@@ -76,7 +74,7 @@ def open_source_stream(
             epochs=epochs,
             strict=strict,
         )
-        for one in parts
+        for one in source.parts
     ]
     if source.mixture is None:
         return streams[0]

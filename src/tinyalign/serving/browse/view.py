@@ -18,7 +18,7 @@ from tinyalign.errors import ConfigError, TinyAlignError
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.entries import Entry
-from tinyalign.memory.retriever import Retriever, check_encoder
+from tinyalign.memory.retriever import Retriever, are_related, check_encoder
 from tinyalign.serving.browse.keymap import KeyMap, cluster_names, key_map, methods
 from tinyalign.serving.browse.pictures import Pictures
 
@@ -29,8 +29,6 @@ PAGE_SIZE = 60
 MOST_HITS = 200
 DRAWN_SOURCES = 10
 """Sources with a colour of their own on the map; the rest share the last one."""
-UNRELATED = 1e-6
-"""A similarity that is none."""
 
 
 class NotThereError(TinyAlignError):
@@ -139,8 +137,7 @@ class BankView:
                 text=text or None, features=features, k=k, sources=sources or None
             )
             found = [self._shown(hit.row, hit.entry, hit.score) for hit in hits]
-        unrelated = bool(hits) and all(abs(hit.score) < UNRELATED for hit in hits)
-        return {"entries": found, "unrelated": unrelated}
+        return {"entries": found, "unrelated": not are_related(hits)}
 
     def neighbours(
         self, entry_id: str, k: int, sources: Sequence[str] = (), other_images: bool = False
