@@ -50,6 +50,12 @@ def _full_logits() -> None:
     TinyAlignTrainer._for_forward = every_position  # type: ignore[method-assign]
 
 
+def _plain_loss() -> None:
+    from tinyalign.training import parts
+
+    parts.compile_loss = lambda model: None
+
+
 def _unfused_adamw() -> None:
     from tinyalign.training import workshop
 
@@ -134,7 +140,8 @@ ABLATIONS = {
     ),
     "multiple": Ablation("packed rows a multiple of 16 tokens long", patch=_rows_of_any_length),
     "logits": Ablation("logits at supervised positions only", patch=_full_logits),
-    "compile": Ablation("compiled layers", setting="model.compile", value="off"),
+    "compile": Ablation("compiled layers and loss", setting="model.compile", value="off"),
+    "loss": Ablation("the loss compiled, too (layers alone)", patch=_plain_loss),
     "attention": Ablation(
         "eager attention on a CPU", setting="model.attn_implementation", value="sdpa"
     ),

@@ -153,7 +153,7 @@ def test_gradient_checkpointing_keeps_samples_apart(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
-def test_compiled_layers_give_the_gradients_of_plain_ones(model):
+def test_compiled_layers_and_loss_give_the_gradients_of_plain_ones(model):
     """Compiled, cells are copied by an operation of its own; two rows of other lengths too."""
     rows = [items_of(model), items_of(model, seed=1)[:2]]
 

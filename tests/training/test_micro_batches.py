@@ -94,6 +94,22 @@ def test_a_filler_teaches_nothing():
     assert Items(data)[Place(1, 0)] == {**data[0], "slot": 1}
 
 
+def test_what_a_micro_batch_needs_is_asked_for_before_its_items_are_read():
+    happened = []
+
+    class Data(list):
+        def will_need(self, positions):
+            happened.append(("needs", positions))
+
+        def __getitem__(self, position):
+            happened.append(("reads", position))
+            return {"labels": [5]}
+
+    read = Items(Data()).__getitems__([Place(0, 7), Place(1, 3)])
+    assert happened == [("needs", [7, 3]), ("reads", 7), ("reads", 3)]
+    assert read == [{"labels": [5], "slot": 0}, {"labels": [5], "slot": 1}]
+
+
 @pytest.mark.parametrize(("budget", "accumulation"), [(None, 1), (100, 2), (50, 4)])
 def test_a_budget_decides_the_accumulation(budget, accumulation):
     split = Split("packed", 8, processes=2, budget=budget)

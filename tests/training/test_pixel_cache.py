@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -143,6 +144,17 @@ def test_sizes_that_differ_are_refused(tmp_path):
     rows = RowFile(tmp_path / "rows.bin", (3, 4), np.dtype(np.uint8))
     with pytest.raises(DataError, match=r"expected rows of shape \(3, 4\), found \(3, 5\)"):
         rows.write(0, [np.zeros((3, 5), np.uint8)])
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot read ahead")
+def test_rows_needed_next_are_asked_of_the_system(tmp_path, monkeypatch):
+    rows = RowFile(tmp_path / "rows.bin", (3, 4), np.dtype(np.uint8))
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *where: asked.append(where))
+    rows.will_need([0])  # no file yet
+    rows.write(0, [np.zeros((3, 4), np.uint8)] * 3)
+    rows.will_need([2, 0])
+    assert asked == [(24, 12, os.POSIX_FADV_WILLNEED), (0, 12, os.POSIX_FADV_WILLNEED)]
 
 
 def test_it_travels_to_workers_without_its_map(encoder, samples, tmp_path):

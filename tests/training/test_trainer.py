@@ -230,13 +230,16 @@ def test_checkpointed_activations_change_nothing(recipe) -> None:
 
 def test_compiling_layers_can_be_undone(recipe) -> None:
     model = workshop(recipe).model
+    loss = model.loss_function
     assert not compile_layers(model, "off", 10_000)
     assert not compile_layers(model, "auto", 10)
     assert compile_layers(model, "on", 10)
     layer = model.model.language_model.layers[0]
     assert "forward" in vars(layer)
+    assert model.loss_function is not loss
     undo_compile(model)
     assert "forward" not in vars(layer)
+    assert model.loss_function is loss
 
 
 def test_evaluation_steps() -> None:

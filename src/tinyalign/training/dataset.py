@@ -108,6 +108,11 @@ class TrainingDataset(Dataset):
         reasons = first_few(self.skipped.values())
         raise DataError(f"none of {len(self)} samples could be used: {reasons}")
 
+    def will_need(self, positions: Sequence[int]) -> None:
+        """These items are asked for next: what is cached of their images is read from the disk."""
+        if self.features is not None:
+            self.features.will_need([self.indices[position] for position in positions])
+
     def item(self, index: int) -> dict[str, Any]:
         """The item of sample `index`; raises DataError when it cannot be used."""
         encoded = self._encoded(index)

@@ -71,6 +71,9 @@ class Features(ABC):
     def of_rows(self, rows: Sequence[int]) -> Tensor:
         """(len(rows), n, D) float32. IndexError for an image that can't be read."""
 
+    def will_need(self, indices: Sequence[int]) -> None:  # noqa: B027 - nothing to read
+        """The images of these samples are asked for next: a cache on the disk reads them ahead."""
+
     def usable(self) -> list[int]:
         """Indices of the samples all of whose images can be read."""
         return [i for i, row in enumerate(self.rows) if -1 not in row]
@@ -228,6 +231,9 @@ class CachedFeatures(Features):
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_map": None}  # workers map the file themselves
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        self.source.rows.will_need([row for index in indices for row in self.rows[index]])
 
     def of_rows(self, rows: Sequence[int]) -> Tensor:
         return self.stored(rows).float()

@@ -170,6 +170,12 @@ class Items(Dataset):
             item["labels"] = [IGNORED] * len(item["labels"])
         return item
 
+    def __getitems__(self, places: list[Place]) -> list[dict[str, Any]]:
+        """A micro-batch; what it needs from the disk is asked for at once, not item by item."""
+        if hasattr(self.dataset, "will_need"):
+            self.dataset.will_need([place.position for place in places])
+        return [self[place] for place in places]
+
 
 class MicroBatchLoader(DataLoader):
     """Loads what a `MicroBatches` names; every process has its own."""

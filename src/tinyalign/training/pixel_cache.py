@@ -147,6 +147,9 @@ class CachedPixels(Features):
     def __getstate__(self) -> dict:
         return {**vars(self), "_map": None}  # workers map the file themselves
 
+    def will_need(self, indices: Sequence[int]) -> None:
+        self.source.rows.will_need([row for index in indices for row in self.rows[index]])
+
     def of_rows(self, rows: Sequence[int]) -> Tensor:
         return self.source.encoder.encode_pixels(torch.stack(self.pixels_of_rows(rows))).cpu()
 
