@@ -1,6 +1,6 @@
 """The release's way of remembering: `padded`, with retrieval inside the forward pass.
 
-As METHOD describes the release: a query is made of the connector's own image tokens and of all
+As the release does it: a query is made of the connector's own image tokens and of all
 text embeddings of the row, answer and padding included (softmax self-similarity, alpha 0.4); a
 flat inner-product index on the CPU is asked for one query after the other; values come from one
 float32 tensor that was pickled and lies in memory whole. Nothing is excluded. The keys are random

@@ -64,7 +64,7 @@ def test_keys_are_unit_fp32_vectors_of_the_announced_length(kind, projection, al
 
 @pytest.mark.parametrize("projection", [None, PROJECTION])
 def test_the_attention_key_is_the_formula_of_the_paper(projection) -> None:
-    """METHOD section 2, sample by sample, without masks, padding or batches."""
+    """The equations, sample by sample, without masks, padding or batches."""
     function = make("attention", 0.4, image_projection=projection)
     texts = [[1, 2, 3], [], [7], [4, 4, 9, 1, 2]]
     images = features(4)

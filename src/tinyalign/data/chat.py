@@ -55,7 +55,7 @@ def encode(
     max_length: int | None = None,
     add_generation_prompt: bool = False,
 ) -> Encoded:
-    """Token ids and labels of a conversation, placeholders filled in: [H_V, H_R, H_I] (METHOD §2).
+    """Token ids and labels of a conversation, placeholders filled in: [H_V, H_R, H_I].
 
     Each image becomes `n_image_tokens` image tokens; `n_memory_tokens` memory tokens follow the
     last image. Without an image there are none, as memories are looked up by it. A placeholder or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -24,7 +24,7 @@ class ImageRef:
     """
 
     path: str | None = None
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.path is None and self.data is None:

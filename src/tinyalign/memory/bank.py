@@ -1,4 +1,4 @@
-"""The memory bank M (METHOD section 2): one folder, opened by memory map, checked on opening."""
+"""The memory bank M of the paper: one folder, opened by memory map, checked on opening."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key function K_m (METHOD section 2): one unit vector for an image and an instruction.
+"""The key function K_m of the paper: one unit vector for an image and an instruction.
 
 The same function makes the keys of a bank and the queries against it, at build, training and
 test time. It sees frozen vision features and the instruction only, never an answer, and its

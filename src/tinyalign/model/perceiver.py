@@ -1,6 +1,6 @@
 """The Perceiver that turns an (image, text) pair into a memory value E_R of 32 x 96 numbers.
 
-It knows nothing of the LLM (METHOD section 2, table 4 of arXiv:2505.12884). Its training target
+It knows nothing of the LLM (table 4 of arXiv:2505.12884). Its training target
 decides what can be read from a latent, so both read-outs are single linear maps: latent *j*
 predicts text token *j*, and the last latents together predict the pooled image features.
 """

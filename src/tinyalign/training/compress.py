@@ -1,7 +1,7 @@
 """Training the Perceiver: self-supervised on pairs, so that an LLM can read its latents linearly.
 
 Latent j predicts token j through one shared linear map, the last latents together the pooled
-image features (METHOD section 5). Nothing here knows an LLM.
+image features. Nothing here knows an LLM.
 """
 
 from __future__ import annotations

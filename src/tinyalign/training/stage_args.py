@@ -1,4 +1,4 @@
-"""Settings of one training stage (METHOD section 2, the table of stages)."""
+"""Settings of one training stage."""
 
 from __future__ import annotations
 
