@@ -259,6 +259,12 @@ class TestCsv:
         with pytest.raises(DataError, match="line 3"):
             open_dataset(file)
 
+    def test_a_caption_that_is_not_in_quotes_is_not_cut_at_its_comma(self, tmp_path):
+        file = tmp_path / "set.csv"
+        file.write_text("image,caption\na.png,one, and more\n")
+        with pytest.raises(DataError, match="line 2: expected 2 fields, found 3; put a caption"):
+            open_dataset(file)
+
     def test_a_short_line_waits_until_it_is_asked_for_where_that_is_wanted(self, tmp_path):
         file = tmp_path / "set.csv"
         file.write_text("image,caption\na.png,one\nb.png\nc.png,three\n")

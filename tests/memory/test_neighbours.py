@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,16 @@ def test_saving_and_loading_changes_nothing(table, tmp_path: Path) -> None:
         assert again.control == version.control
         assert torch.equal(again.random(1).indices, table.random(1).indices)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_others_may_read_a_table_as_any_new_file(table, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        table.save(tmp_path / "table.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_an_empty_table_can_be_saved(bank, queries, tmp_path: Path) -> None:

@@ -121,8 +121,10 @@ def prompts(processor, *chats):
 def test_a_text_alone_is_answered_with_and_without_a_bank(attached):
     model, processor = attached
     options = {"max_new_tokens": 4, "do_sample": False}
+    model.last_retrieval = "that of a question before"
     remembering = model.generate(**prompts(processor, ["why?"]), **options)
     assert model.retriever.queries == []
+    assert model.last_retrieval is None
     model.retriever, processor.query_tokenizer = None, None
     processor.memory_enabled = False
     assert torch.equal(remembering, model.generate(**prompts(processor, ["why?"]), **options))

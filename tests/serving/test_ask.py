@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tinyalign.data.images import load_image
-from tinyalign.errors import DataError
+from tinyalign.errors import BankError, DataError
 from tinyalign.evaluation.runner import evaluate
 from tinyalign.memory.attach import attach_memory, detach_memory
 from tinyalign.serving.ask import answer
+from tinyalign.serving.load import find_bank
 
 from ..evaluation.conftest import make_model, make_sample
 
@@ -67,6 +68,15 @@ def test_memories_are_shown_best_first_with_their_texts(world, questions):
         assert texts[name] == text
         assert -1.001 <= similarity <= 1.001
     assert found.memories[0][2] >= found.memories[1][2]
+
+
+def test_a_bank_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    def refused(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(BankError, match=r"mine.*: cannot be read \(Permission denied\)"):
+        find_bank(tmp_path / "mine")
 
 
 def test_a_picture_of_the_bank_finds_itself(world):

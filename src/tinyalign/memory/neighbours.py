@@ -23,7 +23,7 @@ from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.log import progress
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.files import replace_file
+from tinyalign.memory.files import common_mode, replace_file
 from tinyalign.memory.index import Index, KeyIndex
 
 FORMAT_VERSION = 2
@@ -196,6 +196,7 @@ class NeighbourTable:
         }
         aside = path.with_name(f"{path.name}.tmp")
         save_file(tensors, aside, metadata={"neighbours": json.dumps(header)})
+        common_mode(aside)
         replace_file(aside, path)
 
     @classmethod

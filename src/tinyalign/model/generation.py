@@ -15,7 +15,8 @@ from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
 class MemoryGenerationMixin(GenerationMixin):
     """What a TinyAlign model does beyond transformers' generation.
 
-    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` found.
+    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` looked
+    up, None if it did not.
     """
 
     config: Any
@@ -34,6 +35,7 @@ class MemoryGenerationMixin(GenerationMixin):
         query_ids = kwargs.pop("memory_query_ids", None)
         exclude = kwargs.pop("memory_exclude", None)
         input_ids: Any = inputs if inputs is not None else kwargs.get("input_ids")
+        self.last_retrieval = None
         if self._wants_memories(input_ids, kwargs):
             features = kwargs.pop("vision_features", None)
             pixels = kwargs.pop("pixel_values", None)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from tinyalign.errors import BankError, ConfigError, ModelError
 from tinyalign.log import logger
 from tinyalign.memory.attach import attach_memory
+from tinyalign.memory.files import cannot_read
 from tinyalign.memory.index import RECALL, Engine
 from tinyalign.memory.manifest import MANIFEST
 from tinyalign.memory.milvus_address import is_milvus
@@ -87,8 +88,11 @@ def find_bank(path: str | Path) -> str | Path:
     if is_milvus(path):
         return path
     folder, note = Path(path), Path(path) / MEMORY_NOTE
-    if (folder / MANIFEST).is_file() or not note.is_file():
-        return folder
+    try:
+        if (folder / MANIFEST).is_file() or not note.is_file():
+            return folder
+    except OSError as error:  # a folder that this user may not look into
+        raise cannot_read(folder, error) from error
     return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])
 
 

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.memory.files import common_mode
 from tinyalign.training.stage_args import LoraArgs, StageArgs
 
 ADAPTER = "default"  # peft's name of an adapter that was given none
@@ -191,8 +192,6 @@ def save_adapter(model: Any, stage: StageArgs, folder: Path, base: str) -> None:
     config = replace(model.peft_config[ADAPTER], modules_to_save=whole or None)
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
-    save_file(
-        {f"base_model.model.{n}": v.detach().cpu().contiguous() for n, v in state.items()},
-        folder / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
+    weights = {f"base_model.model.{n}": v.detach().cpu().contiguous() for n, v in state.items()}
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    common_mode(folder / "adapter_model.safetensors")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tinyalign.log import logger
+from tinyalign.memory.files import common_mode
 
 BEST = "best"
 
@@ -121,6 +122,7 @@ def save_trained(model: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     save_file({n: v.detach().cpu().contiguous() for n, v in _trained(model).items()}, aside)
+    common_mode(aside)
     os.replace(aside, path)
 
 

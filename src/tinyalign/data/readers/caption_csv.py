@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tinyalign.data.readers.captions import (
     CaptionChoice,
@@ -93,16 +94,24 @@ def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], list[DataErro
     for row in _rows(path, reader):
         if isinstance(row, DataError):
             broken.append(row)
-        elif not row[image] or row[caption] is None:
-            broken.append(
-                DataError(
-                    f"{path}, line {reader.line_num}: expected an image and a caption, "
-                    f"found {row!s:.120}"
-                )
-            )
+        elif problem := _problem(row, image, caption, len(fields)):
+            broken.append(DataError(f"{path}, line {reader.line_num}: {problem}"))
         else:
             grouped.setdefault(row[image], []).append(row[caption].strip())
     return {name: tuple(texts) for name, texts in grouped.items()}, broken
+
+
+def _problem(row: dict[Any, Any], image: str, caption: str, n_fields: int) -> str:
+    """What is wrong with a row; "" if nothing is."""
+    if None in row:  # where DictReader puts what no column is left for
+        found = n_fields + len(row[None])
+        return (
+            f"expected {n_fields} fields, found {found}; put a caption with the delimiter in it "
+            "into quotes"
+        )
+    if not row[image] or row[caption] is None:
+        return f"expected an image and a caption, found {row!s:.120}"
+    return ""
 
 
 def _rows(path: Path, reader: csv.DictReader) -> Iterator[dict[str, str] | DataError]:
