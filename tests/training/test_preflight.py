@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tinyalign.errors import BankError, ConfigError, DataError
+from tinyalign.training import adapters
 from tinyalign.training.preflight import check_paths
 from tinyalign.training.recipe import DataSource, MixturePart, Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
+from tinyalign.training.stage_args import LoraArgs
 from tinyalign.training.workshop import Workshop
 
 from .conftest import make_pairs
@@ -111,3 +113,19 @@ def test_a_finished_run_needs_its_data_no_more(recipe: Recipe, tmp_path: Path) -
     assert train(recipe).stages[0].steps == 2
     with pytest.raises(DataError, match=r"^data\.pretrain"):
         train(recipe, resume=False)
+
+
+def test_what_the_adapters_of_stage_two_need_is_asked_before_stage_one(
+    two_stage_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(two_stage_recipe.finetune, language="lora", lora=LoraArgs(targets=["c_attn"]))
+    wrong = replace(two_stage_recipe, finetune=lora)
+    with pytest.raises(ConfigError, match="no linear layers called c_attn"):
+        train(wrong)
+    with pytest.raises(ConfigError, match="no linear layers called c_attn"):
+        train(wrong, "pretrain", resume=False)
+    assert not list(Path(wrong.output).rglob("checkpoint-*"))
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(Workshop, "_model", lambda self: pytest.fail("a model was built"))
+    with pytest.raises(ConfigError, match="language lora needs peft"):
+        train(wrong)

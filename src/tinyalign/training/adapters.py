@@ -38,6 +38,12 @@ def check_installed(stage: StageArgs) -> None:
             )
 
 
+def check_targets(model: Any, stage: StageArgs) -> None:
+    """Raise ConfigError if a stage's adapters are for layers that the LLM does not have."""
+    if stage.adapts:
+        target_pattern(model.get_submodule(LANGUAGE_MODEL), stage.lora)
+
+
 def add_adapters(model: Any, stage: StageArgs, seed: int = 0) -> None:
     """Put new adapters on the LLM's linear layers, for `qlora` after quantising those.
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.training.adapters import check_installed
 from tinyalign.training.launch import first_goes_first, is_first, join, wait_for_all
 from tinyalign.training.parts import choose_device
 from tinyalign.training.precision import check_machine
@@ -48,14 +49,18 @@ def train(
 
     "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
     without data or without a model to start from, for an output that holds another run, and for
-    trackers, precisions and kernels that this machine lacks; DataError and BankError for paths of
-    any of these stages with nothing there. All of this comes before the first model is built.
+    trackers, packages, precisions and kernels that this machine lacks; DataError and BankError for
+    paths of any of these stages with nothing there. All of this comes before the first model is
+    built, and ConfigError for adapters of layers that the LLM lacks right after.
     """
     check_trackers(recipe.track)
     check_machine(recipe.model, choose_device(recipe.device))
     folder = RunFolder(recipe)
     stages = _stages(recipe, stage)
-    check_paths(recipe, folder, [s for s in stages if not (resume and folder.finished(s))])
+    to_do = [name for name in stages if not (resume and folder.finished(name))]
+    check_paths(recipe, folder, to_do)
+    for name in to_do:
+        check_installed(getattr(recipe, name))
     join(choose_device(recipe.device))
     with first_goes_first():
         if is_first():

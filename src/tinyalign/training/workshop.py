@@ -19,7 +19,7 @@ from tinyalign.memory.bank import MemoryBank
 from tinyalign.memory.compressor import Compressor, load_compressor
 from tinyalign.model.packed import disable_packing, enable_packing
 from tinyalign.model.vision import VisionEncoder
-from tinyalign.training.adapters import check_installed, merge_adapters, save_adapter
+from tinyalign.training.adapters import check_targets, merge_adapters, save_adapter
 from tinyalign.training.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.cache_choice import choose_source
 from tinyalign.training.callbacks import EvaluateAt, Tell
@@ -78,7 +78,6 @@ class Workshop:
         self.recipe, self.folder, self.stage = recipe, folder, stage
         self.args: StageArgs = getattr(recipe, stage)
         self.device = join(choose_device(recipe.device))
-        check_installed(self.args)
         set_seed(recipe.seed)
         self.model, self.processor = self._model()
         encoder = VisionEncoder.from_model(self.model, self.processor)
@@ -94,7 +93,10 @@ class Workshop:
 
     def _model(self) -> tuple[Any, Any]:
         if self.stage == "pretrain":
-            return new_model(self.recipe, self.device)
+            model, processor = new_model(self.recipe, self.device)
+            if self.recipe.data.finetune is not None:  # better known now than after this stage
+                check_targets(model, self.recipe.finetune)
+            return model, processor
         found = stage_two_start(self.recipe, self.folder)
         logger.info("finetune: starts from %s", found)
         self.start = found
