@@ -35,8 +35,6 @@ class BankBuildArgs(EncoderOptions):
     """How keys are stored."""
     values_dtype: ValuesDtype = "int8"
     """How values are stored: int8 with a scale a latent takes half the room of float16."""
-    workers: int = 0
-    """Processes that decode images, for each building process; 0 decodes in between."""
     cache: bool = True
     """Keep vision features in the cache folder, for a training that needs them later. With
     --no-cache they are made and dropped batch by batch, as several processes always do."""
@@ -69,7 +67,7 @@ def bank_build(args: BankBuildArgs) -> int:
         compressor.to(device),
         args.out,
         batch_size=args.batch_size,
-        features=cached_features(args, encoder, samples, args.workers) if cached else None,
+        features=cached_features(args, encoder, samples) if cached else None,
         vision_name=args.vision,
         strict=args.strict,
         keys_dtype=args.keys_dtype,

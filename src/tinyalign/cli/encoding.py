@@ -30,6 +30,8 @@ class EncoderOptions(DataOptions):
     cache_folder: str | None = None
     """Where vision features are kept for the next time; by default $TINYALIGN_CACHE, or
     ~/.cache/tinyalign."""
+    workers: int = 0
+    """Processes that decode images, for each process that is launched; 0 decodes in between."""
     seed: int = 0
     """Of every random draw."""
     device: str = "auto"
@@ -41,16 +43,13 @@ class EncoderOptions(DataOptions):
 
 
 def cached_features(
-    args: EncoderOptions, encoder: VisionEncoder, samples: Sequence[Sample], workers: int = 0
+    args: EncoderOptions, encoder: VisionEncoder, samples: Sequence[Sample]
 ) -> Features:
-    """Features of the samples from the cache folder; what is missing there is computed now.
-
-    workers: processes that decode images for that.
-    """
+    """Features of the samples from the cache folder; what is missing there is computed now."""
     from tinyalign.training.features import FeatureCache, default_cache_folder
 
     cache = FeatureCache(args.cache_folder or default_cache_folder(), encoder)
-    return cache.cover(samples, strict=args.strict, workers=workers)
+    return cache.cover(samples, strict=args.strict, workers=args.workers)
 
 
 def load_encoder(name: str, device: Any, dtype: str = "bfloat16") -> VisionEncoder:
