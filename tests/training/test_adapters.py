@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tinyalign.errors import ConfigError
 from tinyalign.model.build import build_model
@@ -18,11 +19,13 @@ from tinyalign.training.adapters import (
     add_adapters,
     check_installed,
     merge_adapters,
+    quantize_linears,
     save_adapter,
 )
 from tinyalign.training.freeze import freeze
 from tinyalign.training.recipe import Recipe
 from tinyalign.training.stage_args import LoraArgs, StageArgs
+from tinyalign.training.stage_memory import four_bit_bytes
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
@@ -192,6 +195,16 @@ def test_qlora_keeps_the_linear_layers_in_4_bits_and_counts_their_weights(model)
     rough = logits(model)
     assert not torch.equal(rough, exact)
     assert torch.corrcoef(torch.stack([rough.flatten(), exact.flatten()]))[0, 1] > 0.98
+
+
+def test_the_estimate_of_four_bits_is_what_bitsandbytes_holds() -> None:
+    needs_bitsandbytes()
+    layer = nn.ModuleDict({"up": nn.Linear(576, 1536, bias=False)})
+    quantize_linears(layer, torch.bfloat16)
+    weight = layer.to("cpu")["up"].weight
+    scales, scales_of_scales = weight.quant_state.absmax, weight.quant_state.state2.absmax
+    held = sum(t.numel() * t.itemsize for t in (weight, scales, scales_of_scales))
+    assert held == four_bit_bytes(576 * 1536)
 
 
 def test_qlora_is_merged_into_the_weights_it_was_trained_against(model) -> None:
