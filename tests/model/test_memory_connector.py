@@ -112,6 +112,51 @@ def test_width_fusion_starts_at_the_mean_of_the_present_memories():
     torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-4)
 
 
+def reader(**settings):
+    """A connector whose word skip reads a word for each of the first 5 numbers of a latent."""
+    made = connector(memory_k=2, memory_word_skip=True, **settings)
+    readout, table = torch.zeros(5, 96), torch.randn(5, 32)
+    readout[:, :5] = 100.0 * torch.eye(5)
+    made.start_word_skip(readout, torch.zeros(5), table)
+    return made, table
+
+
+def spoken(*words):
+    """(1, k, 32, 96): memories whose first latents say these words."""
+    values = torch.zeros(1, len(words), 32, 96)
+    for i, said in enumerate(words):
+        values[0, i, range(len(said)), list(said)] = 1.0
+    return values
+
+
+def test_the_word_skip_gives_the_llms_embedding_of_what_a_latent_says():
+    made, table = reader(memory_fusion="sequence", memory_latents_used=28)
+    tokens = made(spoken([3, 1], [0]), torch.tensor([[True, False]])).view(2, 28, 32)
+    torch.testing.assert_close(tokens[0, :2], table[[3, 1]])
+    assert not tokens[0, 24:].any()  # latents of the image
+    assert not tokens[1].any()  # an absent memory
+    assert not any(name.startswith("fusion.words") for name, _ in made.named_parameters())
+    assert {f"fusion.words.{name}" for name in ("readout", "bias", "table")} <= set(
+        made.state_dict()
+    )
+
+
+def test_width_fusion_gives_the_mean_of_what_the_present_memories_say():
+    made, table = reader(memory_fusion="width")
+    both = made(spoken([3], [1]))
+    torch.testing.assert_close(both[0, 0], (table[3] + table[1]) / 2)
+    one = made(spoken([3], [1]), torch.tensor([[True, False]]))
+    torch.testing.assert_close(one[0, 0], table[3])
+
+
+def test_a_word_skip_that_does_not_fit_is_refused():
+    parts = torch.zeros(5, 96), torch.zeros(5), torch.zeros(5, 32)
+    with pytest.raises(ModelError, match="memory_word_skip"):
+        connector(memory_k=1).start_word_skip(*parts)
+    with pytest.raises(ModelError, match=r"found \(5, 96\) and \(5, 16\), and V = 5"):
+        connector(memory_k=1, memory_word_skip=True).start_word_skip(*parts[:2], torch.zeros(5, 16))
+
+
 def test_a_closed_form_that_does_not_fit_is_refused():
     with pytest.raises(ModelError, match="memory_linear_skip"):
         connector(memory_k=1).start_linear_skip(torch.zeros(32, 96, 32), torch.zeros(32, 32))

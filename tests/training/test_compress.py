@@ -16,8 +16,19 @@ from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ConfigError
 from tinyalign.memory.compressor import Compressor, text_spans
 from tinyalign.model.vision import VisionEncoder
-from tinyalign.training.compress import REPORT, split_by_image, train_compressor
-from tinyalign.training.compress_text import TextScore, text_loss, text_targets
+from tinyalign.training.compress import (
+    REPORT,
+    Standard,
+    _Training,
+    split_by_image,
+    train_compressor,
+)
+from tinyalign.training.compress_text import (
+    TextScore,
+    silence_loss,
+    text_loss,
+    text_targets,
+)
 from tinyalign.training.features import FeatureCache
 from tinyalign.training.recipe import CompressArgs
 
@@ -64,6 +75,31 @@ def test_the_loss_of_a_long_text_is_least_at_the_even_bag() -> None:
     entropy = torch.log(torch.tensor(2.0))
     torch.testing.assert_close(text_loss(bag, targets), entropy)
     assert text_loss(torch.zeros(1, 2, 6), targets) > entropy
+
+
+def test_latents_beyond_the_end_are_to_say_padding() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])  # one text has no latent left, one has two
+    wanted = torch.nn.functional.cross_entropy(logits[1, 1:], torch.tensor([0, 0]))
+    torch.testing.assert_close(silence_loss(logits, mask), wanted)
+    assert silence_loss(logits[:1], mask[:1]) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_texts_becomes_random_words_of_the_same_number(
+    corpus, learned, share: float
+) -> None:
+    samples, features = corpus
+    standard = Standard(*torch.ones(4, 1))
+    args = CompressArgs(random_texts=share)
+    training = _Training(learned, samples, features, standard, args, torch.device("cpu"))
+    plain, mask = learned.encode_text([sample.text for sample in samples])
+    drawn, same_mask = training.texts(range(len(samples)))
+    assert torch.equal(mask, same_mask)
+    assert torch.equal(drawn == 0, plain == 0)
+    changed = (drawn != plain).any(dim=1).float().mean()
+    assert share - 0.3 < changed < share + 0.3
+    assert bool(changed > 0) == bool(share > 0)
 
 
 def test_recall_of_long_texts_is_counted_apart() -> None:

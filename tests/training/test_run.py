@@ -18,7 +18,8 @@ from tinyalign.data.readers import open_dataset
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.attach import attach_memory
 from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
+from tinyalign.memory.compressor import Compressor, load_compressor
+from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.registration import register
 from tinyalign.training.metrics_log import STEP_KEYS, read_metrics
 from tinyalign.training.recipe import DataSource, Recipe
@@ -315,6 +316,18 @@ def test_the_closed_form_start_is_used(recipe: Recipe) -> None:
     assert not torch.equal(
         drawn.model.model.memory_connector.fusion.skip.weight, fusion.skip.weight
     )
+
+
+def test_what_the_perceiver_reads_back_goes_with_the_model(recipe: Recipe) -> None:
+    memory = replace(recipe.memory, fusion="sequence", latents_used=8, word_skip=True)
+    result = train(replace(recipe, memory=memory))
+    perceiver = load_compressor(MemoryBank.open(result.bank)).perceiver
+    words = TinyAlignForConditionalGeneration.from_pretrained(
+        result.model
+    ).model.memory_connector.fusion.words
+    assert torch.equal(words.readout, perceiver.text_head.weight)
+    assert torch.equal(words.bias, perceiver.text_head.bias)
+    assert words.table.any()
 
 
 def test_a_bank_named_in_the_recipe_is_used(recipe: Recipe, tmp_path: Path) -> None:

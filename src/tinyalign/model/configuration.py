@@ -27,6 +27,8 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_latents_used: latents taken of each memory by sequence fusion, the first ones.
     memory_hidden_size: hidden width of the RAG connector's MLP; None is the LLM's width.
     memory_linear_skip: add the linear map beside the MLP that can be started in closed form.
+    memory_word_skip: add what the Perceiver's read-out says of each text latent, in the LLM's
+        embeddings (`memory_connector.WordSkip`).
     memory_source: "bank" reads `memory_values`; "soft_prompt" is the control that learns a table
         of k values instead and ignores what is retrieved.
     perceiver_config: sizes of the memory values (num_latents x d_latents) and of their encoder.
@@ -60,6 +62,7 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_latents_used: int = 32
     memory_hidden_size: int | None = None
     memory_linear_skip: bool = False
+    memory_word_skip: bool = False
     memory_source: Literal["bank", "soft_prompt"] = "bank"
     vision_hash: str | None = None
     perceiver_hash: str | None = None

@@ -9,7 +9,8 @@ A fusion form is one small module. To add one: write a class with
 
 and name it in FUSIONS. Values of absent memories arrive as zeros, so the biases of a form are what
 the LLM sees where there is no memory. A form with `skip` (a `LatentSkip`) and `mlp` can be started
-in closed form by `MemoryConnector.start_linear_skip`.
+in closed form by `MemoryConnector.start_linear_skip`, one with `words` (a `WordSkip`) by
+`start_word_skip`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,48 @@ class LatentSkip(nn.Module):
         return torch.einsum("...nw,nwd->...nd", latents, self.weight) + self.bias
 
 
+class WordSkip(nn.Module):
+    """What text latents say, in the LLM's own embeddings: (B, k, n, w) -> (B, k, n, d).
+
+    The Perceiver's read-out names a word for each text latent; its distribution over the
+    Perceiver's words is applied to a table of the LLM's embeddings of these words. Nothing of it
+    is trained, so a word that no training sample had is read as well as one that all had. Latents
+    of the image, and absent memories, give zeros.
+    """
+
+    readout: Tensor
+    bias: Tensor
+    table: Tensor
+
+    def __init__(self, config: TinyAlignConfig) -> None:
+        super().__init__()
+        perceiver: Any = config.perceiver_config
+        self.n_text_latents = perceiver.n_text_latents
+        words, width = perceiver.vocab_size, config.memory_shape[1]
+        self.register_buffer("readout", torch.zeros(words, width))
+        self.register_buffer("bias", torch.zeros(words))
+        self.register_buffer("table", torch.zeros(words, config.text_width))
+
+    def reset_parameters(self) -> None:
+        for tensor in (self.readout, self.bias, self.table):
+            init.zeros_(tensor)
+
+    def start(self, readout: Tensor, bias: Tensor, table: Tensor) -> None:
+        """readout (V, w), bias (V,): of the Perceiver; table (V, d): the LLM's embeddings."""
+        like = self.table
+        self.readout, self.bias, self.table = (
+            tensor.detach().to(like.device, like.dtype, copy=True)
+            for tensor in (readout, bias, table)
+        )
+
+    def forward(self, latents: Tensor, mask: Tensor) -> Tensor:
+        """latents (B, k, n, w), mask (B, k) -> (B, k, n, d)"""
+        saying = latents[:, :, : self.n_text_latents]
+        words = nn.functional.linear(saying, self.readout, self.bias).softmax(dim=-1)  # (B,k,n',V)
+        tokens = (words @ self.table) * mask[:, :, None, None]
+        return nn.functional.pad(tokens, (0, 0, 0, latents.shape[2] - saying.shape[2]))
+
+
 def _memory_mlp(config: TinyAlignConfig, width: int) -> MLPConnector:
     return MLPConnector(width, config.text_width, config.token_rms, config.memory_hidden_size)
 
@@ -61,19 +104,24 @@ def _skip(config: TinyAlignConfig, n_latents: int) -> LatentSkip | None:
     return LatentSkip(n_latents, width, config.text_width, config.token_rms)
 
 
-def _reset(mlp: MLPConnector, skip: LatentSkip | None) -> None:
+def _words(config: TinyAlignConfig) -> WordSkip | None:
+    return WordSkip(config) if config.memory_word_skip else None
+
+
+def _reset(mlp: MLPConnector, *skips: LatentSkip | WordSkip | None) -> None:
     mlp.reset_parameters()
-    if skip is not None:
-        # The linear map speaks first; the MLP learns what it leaves over.
-        skip.reset_parameters()
-        init.zeros_(mlp.output.weight)
+    for skip in skips:
+        if skip is not None:
+            # The skip speaks first; the MLP learns what it leaves over.
+            skip.reset_parameters()
+            init.zeros_(mlp.output.weight)
 
 
 class WidthFusion(nn.Module):
     """The paper's form: latent j of all k memories side by side, through one MLP.
 
     32 tokens whatever k is. With a skip, token j also gets the mean over the present memories of
-    the skip of their latent j.
+    the skip of their latent j; likewise with words.
     """
 
     def __init__(self, config: TinyAlignConfig) -> None:
@@ -81,22 +129,25 @@ class WidthFusion(nn.Module):
         n_latents, width = config.memory_shape
         self.mlp = _memory_mlp(config, width * config.memory_k)
         self.skip = _skip(config, n_latents)
+        self.words = _words(config)
 
     @staticmethod
     def n_tokens(config: TinyAlignConfig) -> int:
         return config.memory_shape[0]
 
     def reset_parameters(self) -> None:
-        _reset(self.mlp, self.skip)
+        _reset(self.mlp, self.skip, self.words)
 
     def forward(self, values: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
         """(B, k, L, w) -> (B, L, d)"""
         batch, k, n_latents, width = values.shape
         # (B, k, L, w) -> (B, L, k, w) -> (B, L, k*w)
         tokens = self.mlp(values.transpose(1, 2).reshape(batch, n_latents, k * width))
+        present = mask.sum(dim=1).clamp(min=1).to(values.dtype)[:, None, None]  # (B, 1, 1)
         if self.skip is not None:
-            present = mask.sum(dim=1).clamp(min=1).to(values.dtype)  # (B,)
-            tokens = tokens + self.skip(values.sum(dim=1) / present[:, None, None])
+            tokens = tokens + self.skip(values.sum(dim=1) / present)
+        if self.words is not None:
+            tokens = tokens + self.words(values, mask).sum(dim=1) / present
         return tokens
 
 
@@ -115,6 +166,7 @@ class SequenceFusion(nn.Module):
         self.n_latents = config.memory_latents_used
         self.mlp = _memory_mlp(config, config.memory_shape[1])
         self.skip = _skip(config, self.n_latents)
+        self.words = _words(config)
         self.prompt: nn.Parameter | None = None
         if prompt_tokens:
             width = config.memory_shape[1] * PROMPT_WIDTH
@@ -127,7 +179,7 @@ class SequenceFusion(nn.Module):
         return prompt + config.memory_k * config.memory_latents_used
 
     def reset_parameters(self) -> None:
-        _reset(self.mlp, self.skip)
+        _reset(self.mlp, self.skip, self.words)
         if self.prompt is not None:
             init.normal_(self.prompt, mean=0.0, std=1.0)
             self.prompt_mlp.reset_parameters()
@@ -138,6 +190,8 @@ class SequenceFusion(nn.Module):
         tokens = self.mlp(used)
         if self.skip is not None:
             tokens = tokens + self.skip(used)
+        if self.words is not None:
+            tokens = tokens + self.words(used, mask)
         tokens = tokens.flatten(1, 2)  # (B, k, n, d) -> (B, k*n, d)
         if self.prompt is None:
             return tokens
@@ -243,6 +297,23 @@ class MemoryConnector(nn.Module):
             skip.bias[:given].copy_(bias[:given])
             self.fusion.mlp.output.weight.zero_()
             self.fusion.mlp.output.bias.zero_()
+
+    def start_word_skip(self, readout: Tensor, bias: Tensor, table: Tensor) -> None:
+        """Give the word skip the Perceiver's read-out (V, w), (V,) and its words (V, d) as the LLM
+        embeds them. Raises ModelError when the form has no word skip or the shapes do not fit."""
+        words = getattr(self.fusion, "words", None)
+        if words is None:
+            raise ModelError(
+                "This memory connector has no word skip to start; set memory_word_skip: true."
+            )
+        width, text_width = words.readout.shape[1], words.table.shape[1]
+        v = len(bias)
+        if readout.shape != (v, width) or table.shape != (v, text_width):
+            raise ModelError(
+                f"The word skip must have a read-out (V, {width}) and a table (V, {text_width}), "
+                f"found {tuple(readout.shape)} and {tuple(table.shape)}, and V = {v}."
+            )
+        words.start(readout, bias, table)
 
     def _check(self, values: Tensor) -> None:
         if values.ndim != 4 or values.shape[1] > self.k or tuple(values.shape[2:]) != self.shape:

@@ -22,9 +22,9 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_bytes
 from tinyalign.log import logger, progress
 from tinyalign.memory.compressor import Compressor, train_tokenizer
-from tinyalign.memory.text import normalise
+from tinyalign.memory.text import PAD_ID, normalise
 from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
-from tinyalign.training.compress_text import TextScore, text_loss, text_targets
+from tinyalign.training.compress_text import TextScore, silence_loss, text_loss, text_targets
 from tinyalign.training.features import Features
 from tinyalign.training.fit_keys import fit_key_function
 from tinyalign.training.recipe import CompressArgs, KeyKind
@@ -187,6 +187,7 @@ class _Training:
         self.samples, self.features, self.args, self.device = samples, features, args, device
         self.mean = standard.pooled_mean.to(device)
         self.std = standard.pooled_std.to(device)
+        self.generator = torch.Generator().manual_seed(0)
 
     def n_steps(self, n_pairs: int) -> int:
         """At least `min_steps`, at least `epochs`, at most `max_steps`."""
@@ -219,9 +220,18 @@ class _Training:
         self.perceiver.eval()
         return steps
 
-    def latents(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(latents (B, 32, 96) float32, text ids (B, L), standardised pooled features (B, D))."""
+    def texts(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(text ids (B, L), mask (B, L)); some texts are random words where the settings say so."""
         ids, mask = self.compressor.encode_text([self.samples[i].text for i in indices])
+        if not self.args.random_texts:
+            return ids, mask
+        chosen = torch.rand(len(ids), 1, generator=self.generator) < self.args.random_texts
+        words = self.perceiver.config.vocab_size
+        drawn = torch.randint(PAD_ID + 1, words, ids.shape, generator=self.generator)
+        return torch.where(chosen & mask.bool(), drawn, ids), mask
+
+    def latents(self, indices: Sequence[int], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(latents (B, 32, 96) float32, standardised pooled features (B, D))."""
         features = self.features.batch(indices).to(self.device)
         inputs: dict[str, Tensor] = {"image_features": features}
         if self.args.input_mode == "pixels":
@@ -230,13 +240,17 @@ class _Training:
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.perceiver(ids.to(self.device), mask.to(self.device), **inputs)
         pooled = (features.mean(dim=1) - self.mean) / self.std
-        return latents.float(), ids, pooled
+        return latents.float(), pooled
 
     def losses(self, indices: Sequence[int]) -> tuple[Tensor, float, float]:
         """(loss, text part, image part) of a batch."""
-        latents, ids, pooled = self.latents(indices)
+        ids, mask = self.texts(indices)
+        latents, pooled = self.latents(indices, ids, mask)
         targets = text_targets(ids, self.perceiver.config.n_text_latents)
-        text = text_loss(self.perceiver.text_logits(latents), _on(targets, self.device))
+        logits = self.perceiver.text_logits(latents)
+        text = text_loss(logits, _on(targets, self.device))
+        if self.args.silence:
+            text = text + silence_loss(logits, mask.to(self.device))
         image = nn.functional.mse_loss(self.perceiver.image_readout(latents), pooled)
         return text + self.args.image_weight * image, text.item(), image.item()
 
@@ -251,7 +265,9 @@ class _Training:
         n_tokens = [len(row.ids) for row in rows]
         distinct = len({self.features.rows[i][-1] for i in held_out})
         for start in range(0, len(held_out), self.args.batch_size):
-            latents, ids, pooled = self.latents(held_out[start : start + self.args.batch_size])
+            batch = held_out[start : start + self.args.batch_size]
+            ids, mask = self.compressor.encode_text([self.samples[i].text for i in batch])
+            latents, pooled = self.latents(batch, ids, mask)
             targets = _on(text_targets(ids, room), self.device)
             score.add(self.perceiver.text_logits(latents), targets)
             squared += (self.perceiver.image_readout(latents) - pooled).square().sum().item()

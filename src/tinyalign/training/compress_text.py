@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyalign.memory.compressor import text_spans
 from tinyalign.memory.text import PAD_ID
@@ -73,6 +73,20 @@ def text_loss(logits: Tensor, targets: TextTargets) -> Tensor:
     used, index = slot.unique(return_inverse=True)
     rows = logits.flatten(0, 1)[used].float().log_softmax(dim=-1)  # (U, V)
     return -(rows[index, targets.token] * targets.share).sum() / max(1, len(used))
+
+
+def silence_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of latents that no token is left for: they should say padding.
+
+    logits (B, n_latents, V), mask (B, L) of the texts; 0 where all latents have tokens.
+    """
+    lengths = mask.sum(dim=1)
+    beyond = torch.arange(logits.shape[1], device=mask.device) >= lengths[:, None]  # (B, n)
+    silent = logits[beyond].float()
+    if not len(silent):
+        return logits.sum() * 0.0
+    wanted = torch.full((len(silent),), PAD_ID, device=logits.device)
+    return nn.functional.cross_entropy(silent, wanted)
 
 
 @dataclass

@@ -71,6 +71,7 @@ def memory_settings(memory: MemoryArgs) -> dict[str, Any]:
         "memory_latents_used": memory.latents_used,
         "memory_hidden_size": memory.hidden_size,
         "memory_linear_skip": memory.linear_skip,
+        "memory_word_skip": memory.word_skip,
         "memory_source": "soft_prompt" if memory.control == "soft_prompt" else "bank",
     }
 

@@ -197,6 +197,11 @@ class CompressArgs:
     """Longer texts are cut off; texts beyond 24 tokens are summarised span by span."""
     image_weight: float = 0.2
     """Weight of the image reconstruction beside the text's cross-entropy."""
+    random_texts: float = 0.0
+    """Share of the texts of a step that are replaced by random words, so that rare words can be
+    read back too, wherever they stand."""
+    silence: bool = False
+    """Teach latents beyond the end of a text to say nothing; else what they say is left open."""
     held_out: float = 0.05
     """Share of the images (with all their texts) kept for the report."""
     held_out_limit: int = 500
@@ -210,6 +215,11 @@ class CompressArgs:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"memory.compress.max_steps must be positive, found {self.max_steps}")
+        if not 0.0 <= self.random_texts <= 1.0:
+            raise ConfigError(
+                "memory.compress.random_texts is a share between 0 and 1, found "
+                f"{self.random_texts}"
+            )
         if not 0.0 < self.held_out < 1.0:
             raise ConfigError(
                 f"memory.compress.held_out is a share between 0 and 1, found {self.held_out}; "
@@ -235,6 +245,10 @@ class MemoryArgs:
     """Add a linear map beside the RAG connector's MLP."""
     closed_form: bool = True
     """Start the linear skip at the ridge regression from latents to the LLM's embeddings."""
+    word_skip: bool = False
+    """Add what the Perceiver reads back from each text latent, in the LLM's own embeddings; never
+    trained, so that words which no training sample had can be read. It wants a Perceiver that
+    reads well: `compress.random_texts` and `compress.silence`."""
     control: Control = "none"
     """"soft_prompt": learned values in place of retrieved ones. "random_neighbours" and
     "shuffled_values": real memories of nobody, or of another sample. "untrained_perceiver":

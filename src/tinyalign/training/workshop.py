@@ -23,7 +23,7 @@ from tinyalign.training.adapters import check_targets, merge_adapters, save_adap
 from tinyalign.training.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.cache_choice import choose_source
 from tinyalign.training.callbacks import EvaluateAt, Tell
-from tinyalign.training.closed_form import closed_form_skip
+from tinyalign.training.closed_form import closed_form_skip, token_table
 from tinyalign.training.dataset import Neighbours, TrainingDataset
 from tinyalign.training.features import (
     FeatureCache,
@@ -126,6 +126,8 @@ class Workshop:
             config.perceiver_config = compressor.perceiver.config
             if memory.linear_skip and memory.closed_form:
                 note["closed_form_r2"] = self._start_skip(bank, compressor)
+            if memory.word_skip:
+                self._start_words(compressor)
         elif config.perceiver_hash != bank.manifest.compressor_hash:
             raise ConfigError(
                 f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
@@ -141,6 +143,13 @@ class Workshop:
         self.model.model.memory_connector.start_linear_skip(start.weight, start.bias)
         logger.info("memory connector: starts in closed form, R2 %.3f", start.r2)
         return round(start.r2, 4)
+
+    def _start_words(self, compressor: Compressor) -> None:
+        embeddings = self.model.get_input_embeddings().weight.detach()
+        table = token_table(compressor.tokenizer, self.processor.tokenizer, embeddings)
+        head = compressor.perceiver.text_head
+        self.model.model.memory_connector.start_word_skip(head.weight, head.bias, table)
+        logger.info("memory connector: reads back %d words", len(table))
 
     # -- data ---------------------------------------------------------------------------------
 
