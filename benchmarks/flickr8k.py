@@ -49,14 +49,23 @@ SEQUENCE = {
     "memory.fusion_args": {},
     "memory.drop_probability": 0.0,
 }
+WORDS = {  # as many trained parameters as the best form
+    "memory.word_skip": True,
+    "memory.linear_skip": False,
+    "memory.hidden_size": 64,
+    "memory.fusion_args": {"prompt_tokens": 32, "prompt_hidden_size": 1536},
+    "memory.compress.random_texts": 0.5,
+    "memory.compress.silence": True,
+    "memory.compress.epochs": 5,
+}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline: no memory", {**SEQUENCE, "memory.k": 0}),
     "soft_prompt": (
-        "control: learned 32-token soft prompt",
+        "control: soft prompt, as many parameters as the paper's form",
         {**PAPER_FORM, "memory.control": "soft_prompt"},
     ),
     "soft_prompt_large": (
-        "the same with as many parameters as the best form",
+        "control: soft prompt, as many parameters as the best form",
         {**PAPER_FORM, "memory.control": "soft_prompt", "memory.hidden_size": 1578},
     ),
     "random": ("control: best form, random neighbours", {"memory.control": "random_neighbours"}),
@@ -76,6 +85,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "no_drop": ("TinyAlign, best form without drop-out", {"memory.drop_probability": 0.0}),
     "best": ("TinyAlign, best form", {}),
+    "words": ("TinyAlign, memories read in words", WORDS),
 }
 LINES = {
     "baseline": "#888888",
@@ -89,6 +99,7 @@ LINES = {
     "random_no_drop": "#f2e3a0",
     "no_drop": "#8fd19e",
     "best": "#2b8a3e",
+    "words": "#b2182b",
 }
 
 

@@ -175,10 +175,20 @@ def test_settings_out_of_range_are_explained():
     knows_none = r"memory_fusion_args.* 'gates', which fusion 'width' .* knows none.*args \{\}`"
     with pytest.raises(ConfigError, match=knows_none):
         connector(memory_k=1, memory_fusion_args={"gates": 2})
-    with pytest.raises(ConfigError, match="it knows 'prompt_tokens'"):
+    with pytest.raises(ConfigError, match="it knows 'prompt_tokens', 'prompt_hidden_size'"):
         connector(memory_k=1, memory_fusion="sequence", memory_fusion_args={"gates": 2})
     with pytest.raises(ConfigError, match="do not fit"):
         connector(memory_k=1, memory_fusion="sequence", memory_fusion_args={"prompt_tokens": "a"})
+
+
+def test_the_prompt_s_mlp_may_have_a_width_of_its_own():
+    settings = {"memory_k": 2, "memory_fusion": "sequence", "memory_hidden_size": 8}
+    args = {"prompt_tokens": 4, "prompt_hidden_size": 24}
+    fusion = connector(**settings, memory_fusion_args=args).fusion
+    assert fusion.mlp.output.in_features == 8
+    assert fusion.prompt_mlp.output.in_features == 24
+    fusion = connector(**settings, memory_fusion_args={"prompt_tokens": 4}).fusion
+    assert fusion.prompt_mlp.output.in_features == 8
 
 
 def test_prompt_tokens_stand_before_the_memories_and_do_not_depend_on_them():

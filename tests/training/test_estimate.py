@@ -42,6 +42,7 @@ def tensors(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
         {"k": 0},
         {"k": 5},
         {"k": 3, "fusion": "sequence", "latents_used": 12, "linear_skip": True},
+        {"k": 3, "fusion": "sequence", "latents_used": 12, "word_skip": True},
         {"k": 2, "control": "soft_prompt"},
     ],
 )

@@ -93,8 +93,9 @@ class WordSkip(nn.Module):
         return nn.functional.pad(tokens, (0, 0, 0, latents.shape[2] - saying.shape[2]))
 
 
-def _memory_mlp(config: TinyAlignConfig, width: int) -> MLPConnector:
-    return MLPConnector(width, config.text_width, config.token_rms, config.memory_hidden_size)
+def _memory_mlp(config: TinyAlignConfig, width: int, hidden: int | None = None) -> MLPConnector:
+    hidden = hidden or config.memory_hidden_size
+    return MLPConnector(width, config.text_width, config.token_rms, hidden)
 
 
 def _skip(config: TinyAlignConfig, n_latents: int) -> LatentSkip | None:
@@ -156,10 +157,16 @@ class SequenceFusion(nn.Module):
 
     With `prompt_tokens` that many learned tokens, the same for every input, stand before them: a
     frozen LLM gains from a soft prompt whatever is retrieved, and memories add to it. They come
-    from a learned table through an MLP of their own, as the soft-prompt control does.
+    from a learned table through an MLP of their own, as the soft-prompt control does; its hidden
+    width is `prompt_hidden_size`, by default that of the memories' MLP.
     """
 
-    def __init__(self, config: TinyAlignConfig, prompt_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        config: TinyAlignConfig,
+        prompt_tokens: int = 0,
+        prompt_hidden_size: int | None = None,
+    ) -> None:
         super().__init__()
         if prompt_tokens < 0:
             raise ConfigError(f"prompt_tokens must be 0 or more, found {prompt_tokens}")
@@ -171,7 +178,7 @@ class SequenceFusion(nn.Module):
         if prompt_tokens:
             width = config.memory_shape[1] * PROMPT_WIDTH
             self.prompt = nn.Parameter(torch.empty(prompt_tokens, width))
-            self.prompt_mlp = _memory_mlp(config, width)
+            self.prompt_mlp = _memory_mlp(config, width, prompt_hidden_size)
 
     @staticmethod
     def n_tokens(config: TinyAlignConfig) -> int:
