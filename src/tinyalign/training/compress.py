@@ -187,7 +187,7 @@ class _Training:
         self.samples, self.features, self.args, self.device = samples, features, args, device
         self.mean = standard.pooled_mean.to(device)
         self.std = standard.pooled_std.to(device)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator()  # of random texts
 
     def n_steps(self, n_pairs: int) -> int:
         """At least `min_steps`, at least `epochs`, at most `max_steps`."""
@@ -205,6 +205,7 @@ class _Training:
         )
         logger.info("perceiver: %d steps of %d pairs, of %d", steps, args.batch_size, len(train))
         self.perceiver.train()
+        self.generator.manual_seed(seed)
         batches = _batches(train, args.batch_size, seed)
         with progress("Training the Perceiver", steps) as advance:
             for step in range(steps):
