@@ -40,6 +40,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path, tiny
     return folder
 
 
+@pytest.mark.slow
 def test_pairs_to_answers(run, workplace: Path, tiny_vision_dir: Path):
     """Each verb takes what the one before it left, and says so both in words and in JSON."""
 

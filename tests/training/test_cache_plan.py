@@ -144,6 +144,7 @@ def test_auto_is_decided_once_and_noted(recipe, tiny_vision_dir, tmp_path):
     assert isinstance(source(named, tmp_path, encoder), LiveFeatures)
 
 
+@pytest.mark.slow
 def test_auto_gives_the_model_that_features_give(recipe: Recipe, tmp_path: Path) -> None:
     chosen = train(recipe)
     named = replace(

@@ -175,6 +175,7 @@ def losses(recipe: Recipe) -> list[float]:
     return [x["loss"] for x in read_metrics(result.folder / "metrics.jsonl") if "loss" in x]
 
 
+@pytest.mark.slow
 def test_a_trained_tower_learns_the_same_from_cached_pixels(recipe: Recipe, tmp_path: Path):
     stage = StageArgs(batch_size=8, vision="full", checkpoint_steps=None)
     base = replace(recipe, memory=replace(recipe.memory, k=0), pretrain=stage)
@@ -187,6 +188,7 @@ def test_a_trained_tower_learns_the_same_from_cached_pixels(recipe: Recipe, tmp_
     assert cached == live == chosen
 
 
+@pytest.mark.slow
 def test_a_run_with_memory_learns_the_same_with_pixels_and_with_none(recipe, tmp_path):
     found = [
         losses(

@@ -179,6 +179,7 @@ def test_a_run_goes_on_with_other_micro_batches_to_the_same_curve_up_to_rounding
     assert saved == [6, 8, 10, 12]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_starts_over_when_asked(recipe: Recipe) -> None:
     train(recipe)
     folder = Path(recipe.output)
@@ -209,6 +210,7 @@ def test_a_run_of_an_earlier_release_is_still_known(recipe: Recipe) -> None:
         train(later)
 
 
+@pytest.mark.slow
 def test_the_model_part_way_is_saved_where_asked(two_stage_recipe: Recipe) -> None:
     stage = replace(two_stage_recipe.finetune, save_fractions=[0.34, 1.0])
     model = replace(two_stage_recipe.model, dtype="bfloat16")

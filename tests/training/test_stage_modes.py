@@ -173,6 +173,7 @@ def test_end_to_end_moves_every_part_each_at_its_own_rate(second_stage) -> None:
 # -- averages -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_evaluated_and_saved(recipe: Recipe) -> None:
     stage = {"learning_rate": 1e-2, "schedule": "constant"}
     plain = train(with_stage(recipe, "-plain", **stage))

@@ -161,6 +161,7 @@ def test_two_processes_share_a_stream_and_go_on_after_a_kill(streamed, tmp_path)
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_and_lists_what_was_left_out(streamed, shards, questions, pairs):
     folder = Path(shards).parent
     broken = folder / "1.tar"

@@ -63,6 +63,7 @@ def test_the_same_run_may_be_tracked_elsewhere_when_it_is_resumed(recipe: Recipe
     assert deciding(recipe, "pretrain") == deciding(replace(recipe, track=[]), "pretrain")
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_measure_and_no_tracker_writes_none(recipe: Recipe) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
