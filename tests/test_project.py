@@ -271,6 +271,7 @@ print(json.dumps(pages))
 TWO_WORD_VERBS = ("data", "bank", "compress", "model", "recipes")
 
 
+@pytest.mark.slow
 def test_tinyalign_commands_in_readme_exist_with_their_options():
     asked = []
     for words in commands("README.md"):

@@ -155,6 +155,7 @@ def work(request, made, whole: Path, tmp_path: Path):
 # -- kills ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_writers_killed_at_random_lose_nothing(made, tmp_path: Path) -> None:
     tally = made.kill_many(tmp_path / "bank", 500 if LONG else 20, longest=0.2)
     assert tally.faults == []
@@ -560,6 +561,7 @@ def read_on(made, folder: Path, seconds: float, faults: int) -> None:
         os.write(faults, f"reader: {error!r}\n".encode())
 
 
+@pytest.mark.slow
 def test_readers_never_see_half_a_change(made, tmp_path: Path) -> None:
     """Three readers look while a writer adds, removes and compacts as fast as it can."""
     folder = tmp_path / "bank"
