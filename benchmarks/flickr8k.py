@@ -35,29 +35,36 @@ RUNS = HERE.parent / "runs" / "flickr8k"
 HALVES = RUNS.with_name("flickr8k-half")
 RECIPE = "smollm2-135m-efficientnet-flickr8k"
 DEV = "../shared/data/flickr8k/dev.parquet"
+OWN_PERCEIVER = {  # of the forms that read latents through a map of their own
+    "memory.word_skip": False,
+    "memory.hidden_size": None,
+    "memory.compress.random_texts": 0.0,
+    "memory.compress.silence": False,
+    "memory.compress.epochs": 1,
+}
 PAPER_FORM = {
-    "memory.k": 5,
+    **OWN_PERCEIVER,
     "memory.fusion": "width",
     "memory.key": "pooled",
-    "memory.linear_skip": False,
     "memory.latents_used": 32,
     "memory.fusion_args": {},
     "memory.drop_probability": 0.0,
 }
+LINEAR = {  # as many trained parameters as the best form
+    **OWN_PERCEIVER,
+    "memory.k": 3,
+    "memory.linear_skip": True,
+    "memory.fusion_args": {"prompt_tokens": 32},
+}
 SEQUENCE = {
+    **LINEAR,
     "memory.latents_used": 16,
     "memory.fusion_args": {},
     "memory.drop_probability": 0.0,
 }
-WORDS = {  # as many trained parameters as the best form
-    "memory.word_skip": True,
-    "memory.linear_skip": False,
-    "memory.hidden_size": 64,
-    "memory.fusion_args": {"prompt_tokens": 32, "prompt_hidden_size": 1536},
-    "memory.compress.random_texts": 0.5,
-    "memory.compress.silence": True,
-    "memory.compress.epochs": 5,
-}
+PROMPT = {"prompt_tokens": 32, "prompt_hidden_size": 1536}
+RANDOM = {"memory.control": "random_neighbours"}
+UNTRAINED = {"memory.control": "untrained_perceiver"}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline: no memory", {**SEQUENCE, "memory.k": 0}),
     "soft_prompt": (
@@ -68,39 +75,38 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         "control: soft prompt, as many parameters as the best form",
         {**PAPER_FORM, "memory.control": "soft_prompt", "memory.hidden_size": 1578},
     ),
-    "random": ("control: best form, random neighbours", {"memory.control": "random_neighbours"}),
-    "untrained": (
-        "control: best form, untrained Perceiver",
-        {"memory.control": "untrained_perceiver"},
-    ),
+    "random": ("control: best form, random neighbours", RANDOM),
+    "untrained": ("control: best form, untrained Perceiver", UNTRAINED),
     "paper": ("TinyAlign, the paper's width fusion", PAPER_FORM),
-    "sequence_random": (
-        "sequence fusion, no prompt, random neighbours",
-        {**SEQUENCE, "memory.control": "random_neighbours"},
+    "sequence_random": ("sequence fusion, linear skip, random neighbours", {**SEQUENCE, **RANDOM}),
+    "sequence": ("sequence fusion, linear skip", SEQUENCE),
+    "linear_random_no_drop": (
+        "and a prompt, random neighbours",
+        {**LINEAR, **RANDOM, "memory.drop_probability": 0.0},
     ),
-    "sequence": ("TinyAlign, sequence fusion, no prompt", SEQUENCE),
-    "random_no_drop": (
-        "control: random neighbours without drop-out",
-        {"memory.control": "random_neighbours", "memory.drop_probability": 0.0},
+    "linear_no_drop": ("and a prompt", {**LINEAR, "memory.drop_probability": 0.0}),
+    "linear_random": ("and a prompt, and drop-out, random neighbours", {**LINEAR, **RANDOM}),
+    "linear_untrained": ("and a prompt, and drop-out, untrained", {**LINEAR, **UNTRAINED}),
+    "linear": ("and a prompt, and drop-out", LINEAR),
+    "words": ("read in words", {"memory.k": 3, "memory.fusion_args": PROMPT}),
+    "words_last": (
+        "and the prompt last",
+        {"memory.k": 3, "memory.fusion_args": {**PROMPT, "prompt_last": True}},
     ),
-    "no_drop": ("TinyAlign, best form without drop-out", {"memory.drop_probability": 0.0}),
+    "words_nearest": ("and the nearest last", {"memory.k": 3}),
     "best": ("TinyAlign, best form", {}),
-    "words": ("TinyAlign, memories read in words", WORDS),
 }
-LINES = {
+LINES = {  # of the picture
     "baseline": "#888888",
     "soft_prompt": "#b07aa1",
     "soft_prompt_large": "#d4a6c8",
     "random": "#edc948",
     "untrained": "#e15759",
     "paper": "#4e79a7",
-    "sequence_random": "#c9b27c",
-    "sequence": "#76b7b2",
-    "random_no_drop": "#f2e3a0",
-    "no_drop": "#8fd19e",
+    "linear": "#8fd19e",
     "best": "#2b8a3e",
-    "words": "#b2182b",
 }
+DRAWN = {"linear": "TinyAlign, linear skip and a prompt"}
 
 
 def run_one(arm: str, seed: int, captions: int, settings: dict[str, str], half: bool) -> None:
@@ -417,7 +423,10 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     import numpy as np
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    for arm, entry in summary["arms"].items():
+    for arm, color in LINES.items():
+        entry = summary["arms"].get(arm)
+        if entry is None:
+            continue
         curves = []
         for seed in entry["seeds"]:
             lines = (RUNS / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()
@@ -425,11 +434,11 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         curve = np.mean(curves, axis=0)
         smooth = np.convolve(curve, np.ones(30) / 30, mode="valid")
         steps = np.arange(len(smooth)) + 30
-        axes.plot(steps, smooth, color=LINES[arm], lw=1.4, alpha=0.55)
+        axes.plot(steps, smooth, color=color, lw=1.4, alpha=0.55)
         at = [int(step) for step in entry["loss"]]
         axes.plot(
-            at, [value[0] for value in entry["loss"].values()], "o-", color=LINES[arm], lw=2.2,
-            label=entry["form"],
+            at, [value[0] for value in entry["loss"].values()], "o-", color=color, lw=2.2,
+            label=DRAWN.get(arm, entry["form"]),
         )  # fmt: skip
     axes.set_xlabel("step (16 photos each)")
     axes.set_ylabel("loss, nats a token")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -17,9 +20,10 @@ from transformers import AutoModelForImageTextToText
 from tinyalign.model.registration import register
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.recipe import DataSource, Recipe
+from tinyalign.training.recipe_files import save_recipe
 from tinyalign.training.run import train
 
-from .launching import finished, said, start
+from .launching import HANGS, finished, said, start
 
 # As docs/scale.md states them, for float32: the same sums in another order.
 LOSS_TOLERANCE = 1e-5
@@ -46,10 +50,14 @@ def stages(two_stage_recipe: Recipe) -> Recipe:
     )
 
 
+def shipped(name: str) -> str:
+    """The path of a configuration for accelerate."""
+    return str(resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml")
+
+
 def fsdp_environment(name: str) -> dict[str, str]:
     """What `accelerate launch` makes of a shipped configuration, as far as FSDP goes."""
-    path = resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml"
-    words = ["--config_file", str(path), "--num_processes", "2", "script.py"]
+    words = ["--config_file", shipped(name), "--num_processes", "2", "script.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     made = prepare_multi_gpu_env(args)
     return {k: v for k, v in made.items() if k.startswith(("FSDP", "ACCELERATE_USE_FSDP"))}
@@ -61,6 +69,22 @@ def launched(recipe: Recipe, name: str = "ddp", **settings) -> Path:
     processes = start(recipe, processes=2, environment=fsdp_environment(name), **settings)
     assert finished(processes) == [0, 0], said(recipe)
     return Path(recipe.output)
+
+
+def launched_by_accelerate(recipe: Recipe, name: str) -> Path:
+    """A run by two processes that the command `accelerate launch` starts, to its end."""
+    folder = Path(f"{recipe.output}-{name}")
+    folder.mkdir()
+    save_recipe(replace(recipe, output=str(folder), device="cpu"), folder / "asked.yaml")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", shipped(name)]
+    train = ["-m", "tinyalign", "train", "--config", str(folder / "asked.yaml")]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--num_processes", "2", *train],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=HANGS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -105,6 +129,15 @@ def test_two_processes_train_what_one_does(stages: Recipe) -> None:
         model = AutoModelForImageTextToText.from_pretrained(two / "model")
         assert model.state_dict().keys() == plain.state_dict().keys()
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_trains_what_one_process_does(stages: Recipe, name: str) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    one, two = train(stages).folder, launched_by_accelerate(stages, name)
+    assert_same_run(one, two)
+    assert (one / "model/config.json").read_text() == (two / "model/config.json").read_text()
 
 
 @pytest.mark.slow

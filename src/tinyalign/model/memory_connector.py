@@ -155,10 +155,12 @@ class WidthFusion(nn.Module):
 class SequenceFusion(nn.Module):
     """The first n latents of each memory, one memory after the other, through a shared MLP.
 
-    With `prompt_tokens` that many learned tokens, the same for every input, stand before them: a
+    With `prompt_tokens` that many learned tokens, the same for every input, stand before them, or
+    behind them with `prompt_last`, where they can read the memories for the answer that follows: a
     frozen LLM gains from a soft prompt whatever is retrieved, and memories add to it. They come
     from a learned table through an MLP of their own, as the soft-prompt control does; its hidden
-    width is `prompt_hidden_size`, by default that of the memories' MLP.
+    width is `prompt_hidden_size`, by default that of the memories' MLP. With `nearest_last` the
+    most similar memory stands last among them, nearest to the answer, instead of first.
     """
 
     def __init__(
@@ -166,11 +168,14 @@ class SequenceFusion(nn.Module):
         config: TinyAlignConfig,
         prompt_tokens: int = 0,
         prompt_hidden_size: int | None = None,
+        prompt_last: bool = False,
+        nearest_last: bool = False,
     ) -> None:
         super().__init__()
         if prompt_tokens < 0:
             raise ConfigError(f"prompt_tokens must be 0 or more, found {prompt_tokens}")
         self.n_latents = config.memory_latents_used
+        self.prompt_last, self.nearest_last = prompt_last, nearest_last
         self.mlp = _memory_mlp(config, config.memory_shape[1])
         self.skip = _skip(config, self.n_latents)
         self.words = _words(config)
@@ -199,11 +204,13 @@ class SequenceFusion(nn.Module):
             tokens = tokens + self.skip(used)
         if self.words is not None:
             tokens = tokens + self.words(used, mask)
+        if self.nearest_last:
+            tokens = tokens.flip(1)
         tokens = tokens.flatten(1, 2)  # (B, k, n, d) -> (B, k*n, d)
         if self.prompt is None:
             return tokens
         prompt = self.prompt_mlp(self.prompt).expand(len(tokens), -1, -1)  # (B, p, d)
-        return torch.cat([prompt, tokens], dim=1)
+        return torch.cat([tokens, prompt] if self.prompt_last else [prompt, tokens], dim=1)
 
 
 FUSIONS: dict[str, Any] = {"width": WidthFusion, "sequence": SequenceFusion}

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from tinyalign.data.collator import ROW_MULTIPLE
 from tinyalign.data.packing import Layout
 from tinyalign.training.dataset import TrainingDataset
-from tinyalign.training.launch import processes
+from tinyalign.training.launch import processes, zero_on_cpu
 from tinyalign.training.micro_batches import SeededOrder, Split, accumulation_for
 from tinyalign.training.precision import adamw, mixed_precision
 from tinyalign.training.recipe import Recipe
@@ -55,6 +55,7 @@ def training_arguments(
     if split is not None:
         micro, accumulation = math.ceil(split.batch_size / split.groups), split.accumulation
     trains_large = args.language != "frozen" or args.vision == "full"
+    zero = zero_on_cpu(device)
     schedule = "constant_with_warmup" if args.schedule == "constant" else args.schedule
     return TrainingArguments(
         str(folder),
@@ -70,7 +71,8 @@ def training_arguments(
         max_grad_norm=args.max_grad_norm,
         optim=adamw(device),
         **mixed_precision(recipe.model.dtype, trains_large),
-        use_cpu=device.type == "cpu",
+        use_cpu=device.type == "cpu" and not zero,
+        ddp_backend="gloo" if zero else None,
         save_strategy="no" if args.checkpoint_steps is None else "steps",
         save_steps=args.checkpoint_steps or 1,
         save_total_limit=args.keep_checkpoints,

@@ -29,6 +29,23 @@ def is_first() -> bool:
     return processes() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
+def zero_on_cpu(device: torch.device) -> bool:
+    """Whether DeepSpeed is to share out weights between CPUs.
+
+    It can, but accelerate heeds ACCELERATE_USE_DEEPSPEED only where it is not told of a CPU.
+    Raises ConfigError where there are GPUs, which DeepSpeed would take instead.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if not wanted or device.type != "cpu":
+        return False
+    if torch.cuda.is_available():
+        raise ConfigError(
+            "DeepSpeed was asked for and device cpu too, but it takes the GPUs of this machine; "
+            "hide them with CUDA_VISIBLE_DEVICES=, or launch with the ddp or fsdp2 configuration"
+        )
+    return True
+
+
 def join(device: torch.device) -> torch.device:
     """Meet the other processes of the launch; returns the device of this one.
 
@@ -36,7 +53,10 @@ def join(device: torch.device) -> torch.device:
     """
     if processes() == 1:
         return device
-    state = PartialState(cpu=device.type == "cpu")
+    if zero_on_cpu(device):
+        state = PartialState(backend="gloo")
+    else:
+        state = PartialState(cpu=device.type == "cpu")
     if state.num_processes != processes():
         raise ConfigError(
             f"{processes()} processes were launched, {state.num_processes} found each other; "

@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
@@ -61,6 +62,8 @@ def whole_model(trainer: Trainer, model: Any) -> Any:
     if not shares_weights(trainer):
         return model if is_first() else None
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # ZeRO-3 would have every process take part in whatever model is built from here on.
+    unset_hf_deepspeed_config()
     if not is_first():
         return None
     with torch.device("meta"):
