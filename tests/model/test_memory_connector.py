@@ -208,6 +208,19 @@ def test_prompt_tokens_stand_before_the_memories_and_do_not_depend_on_them():
     assert 0.02 < rms(tokens[:, :3]) < 0.3
 
 
+def test_prompt_and_nearest_memory_may_stand_last():
+    """The same tokens in another order: memories from the least similar on, then the prompt."""
+    k, n, p = 3, 4, 2
+    settings = {"memory_k": k, "memory_fusion": "sequence", "memory_latents_used": n}
+    first = connector(**settings, memory_fusion_args={"prompt_tokens": p})
+    args = {"prompt_tokens": p, "prompt_last": True, "nearest_last": True}
+    last = connector(**settings, memory_fusion_args=args)
+    last.load_state_dict(first.state_dict())
+    values, mask = torch.randn(2, k, 32, 96), torch.tensor([[True, True, False]] * 2)
+    prompt, *memories = first(values, mask).split([p, n, n, n], dim=1)
+    assert torch.equal(last(values, mask), torch.cat([*reversed(memories), prompt], dim=1))
+
+
 def test_a_negative_prompt_is_refused():
     args = {"prompt_tokens": -1}
     with pytest.raises(ConfigError, match="prompt_tokens"):

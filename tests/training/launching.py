@@ -42,7 +42,9 @@ def start(
     world: dict[str, str] = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     if processes > 1:
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        world |= {"WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "1"}
+        world |= {"WORLD_SIZE": str(processes)}
+        if "ACCELERATE_USE_DEEPSPEED" not in (environment or {}):
+            world["ACCELERATE_USE_CPU"] = "1"
     started = []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}

@@ -1,11 +1,8 @@
-"""Two processes train what one does: DDP and FSDP2, both stages, over gloo on CPUs."""
+"""Two processes train what one does: DDP, FSDP2 and ZeRO, both stages, over gloo on CPUs."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,17 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tinyalign.model.registration import register
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.recipe import DataSource, Recipe
-from tinyalign.training.recipe_files import save_recipe
 from tinyalign.training.run import train
 
-from .launching import HANGS, finished, said, start
+from .launching import finished, said, start
 
 # As docs/scale.md states them, for float32: the same sums in another order.
 LOSS_TOLERANCE = 1e-5
@@ -50,41 +46,32 @@ def stages(two_stage_recipe: Recipe) -> Recipe:
     )
 
 
-def shipped(name: str) -> str:
-    """The path of a configuration for accelerate."""
-    return str(resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml")
+def sharing(name: str) -> dict[str, str]:
+    """What `accelerate launch` makes of a shipped configuration, as far as sharing out goes."""
+    path = resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml"
+    words = ["--config_file", str(path), "--num_processes", "2", "script.py"]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, made = prepare_deepspeed_cmd_env(args)
+    else:
+        made = prepare_multi_gpu_env(args)
+    ours = ("FSDP", "ACCELERATE_USE_", "ACCELERATE_DEEPSPEED", "ACCELERATE_CONFIG_DS")
+    return {k: v for k, v in made.items() if k.startswith(ours)}
 
 
-def fsdp_environment(name: str) -> dict[str, str]:
-    """What `accelerate launch` makes of a shipped configuration, as far as FSDP goes."""
-    words = ["--config_file", shipped(name), "--num_processes", "2", "script.py"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    made = prepare_multi_gpu_env(args)
-    return {k: v for k, v in made.items() if k.startswith(("FSDP", "ACCELERATE_USE_FSDP"))}
+def needs(name: str) -> None:
+    """Skip where the package of a configuration is missing."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 
 def launched(recipe: Recipe, name: str = "ddp", **settings) -> Path:
     """A run by two processes, to its end."""
     recipe = replace(recipe, output=f"{recipe.output}-{name}")
-    processes = start(recipe, processes=2, environment=fsdp_environment(name), **settings)
+    processes = start(recipe, processes=2, environment=sharing(name), **settings)
     assert finished(processes) == [0, 0], said(recipe)
     return Path(recipe.output)
-
-
-def launched_by_accelerate(recipe: Recipe, name: str) -> Path:
-    """A run by two processes that the command `accelerate launch` starts, to its end."""
-    folder = Path(f"{recipe.output}-{name}")
-    folder.mkdir()
-    save_recipe(replace(recipe, output=str(folder), device="cpu"), folder / "asked.yaml")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", shipped(name)]
-    train = ["-m", "tinyalign", "train", "--config", str(folder / "asked.yaml")]
-    done = subprocess.run(
-        [sys.executable, *launcher, "--num_processes", "2", *train],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=HANGS,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -117,27 +104,19 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(stages: Recipe) -> None:
-    """DDP and FSDP2, and the model of each loads as any other."""
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_two_processes_train_what_one_does(stages: Recipe, name: str) -> None:
+    """And the model of each strategy loads as any other."""
+    needs(name)
     one = train(stages).folder
     register()
     plain = AutoModelForImageTextToText.from_pretrained(one / "model")
-    for name in ("ddp", "fsdp2"):
-        two = launched(stages, name)
-        assert_same_run(one, two)
-        assert (one / "model/config.json").read_text() == (two / "model/config.json").read_text()
-        model = AutoModelForImageTextToText.from_pretrained(two / "model")
-        assert model.state_dict().keys() == plain.state_dict().keys()
-        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero2", "zero3"])
-def test_deepspeed_trains_what_one_process_does(stages: Recipe, name: str) -> None:
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-    one, two = train(stages).folder, launched_by_accelerate(stages, name)
+    two = launched(stages, name)
     assert_same_run(one, two)
     assert (one / "model/config.json").read_text() == (two / "model/config.json").read_text()
+    model = AutoModelForImageTextToText.from_pretrained(two / "model")
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.slow
@@ -171,17 +150,16 @@ def test_the_split_of_a_step_changes_nothing(stages: Recipe) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_launch_that_is_killed_goes_on_to_the_same_bits(stages: Recipe, name: str) -> None:
+    needs(name)
     # A rehearsal would count among the steps of the process that is to die.
     settings = {"checkpoint_steps": 2, "rehearse": False}
     first, second = replace(stages.pretrain, **settings), replace(stages.finetune, **settings)
     recipe = replace(stages, pretrain=first, finetune=second)
     whole = launched(replace(recipe, output=f"{recipe.output}-whole"), name)
     killed = replace(recipe, output=f"{recipe.output}-{name}")
-    processes = start(
-        killed, processes=2, environment=fsdp_environment(name), dies=("step", 7), who=1
-    )
+    processes = start(killed, processes=2, environment=sharing(name), dies=("step", 7), who=1)
     assert 0 not in finished(processes), said(killed)
     resumed = launched(recipe, name)
     assert "going on from checkpoint-2" in (resumed / "log.txt").read_text()
