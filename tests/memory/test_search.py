@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from tinyalign.errors import ConfigError
-from tinyalign.memory.search import ExactSearch, exact_topk, grouped_topk
+from tinyalign.memory.search import BF16_ERROR, ExactSearch, exact_topk, grouped_topk
 
 
 def brute_force(queries: np.ndarray, keys: np.ndarray, k: int, banned: list[set[int]]):
@@ -116,6 +116,24 @@ def test_results_do_not_depend_on_the_batch() -> None:
         alone = exact_topk(queries[b : b + 1], keys, 10, block=33)
         assert torch.equal(alone[0][0], indices[b])
         assert torch.equal(alone[1][0], scores[b])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_processor_that_rounds_within_the_bound_finds_the_same(monkeypatch, seed) -> None:
+    """Scores as wrong as a bfloat16 product may be, and wrong in another way at each asking."""
+    keys, queries = unit(20_011, 64, seed).half().numpy(), unit(9, 64, seed + 1)
+    exclude = [[3, 7], [], *[[row] for row in range(7)]]
+    expected = exact_topk(queries, keys, 5, exclude, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(seed)
+
+    def elsewhere(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        scores = keys.float() @ queries.float().T
+        left = BF16_ERROR - 2**-8  # of the bound, by what rounding keys and queries has cost
+        return scores + left * (2 * torch.rand(scores.shape, generator=noise) - 1)
+
+    monkeypatch.setattr("tinyalign.memory.search.rough_scores", elsewhere)
+    found = exact_topk(queries, keys, 5, exclude, dtype=torch.bfloat16)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.gpu

@@ -196,7 +196,7 @@ class _Scan:
         """(start, scores (<= block, B)) for every block of keys."""
         queries = self.queries if query is None else self.queries[query : query + 1]
         for start in range(0, len(self.keys), self.block):
-            scores = self.keys[start : start + self.block] @ queries.T
+            scores = rough_scores(self.keys[start : start + self.block], queries)
             self.banned.strike(scores, start, query)
             yield start, scores
 
@@ -217,6 +217,20 @@ class _Scan:
             for start, scores in self._blocks(query)
         ]
         return torch.cat(found)[None]
+
+
+def rough_scores(keys: Tensor, queries: Tensor) -> Tensor:
+    """Inner products (n, B) of keys (n, d_k) and queries (B, d_k), off by the stated error at most.
+
+    On a GPU sums are kept in float32 to their end: in bfloat16 their parts would be rounded too.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        return keys @ queries.T
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def grouped_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
