@@ -30,3 +30,15 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch) -> None
     monkeypatch.setattr(launch, "PartialState", lambda cpu: alone)
     with pytest.raises(ConfigError, match="2 processes were launched, 1 found each other"):
         launch.join(torch.device("cpu"))
+
+
+def test_deepspeed_serves_cpus_only_where_there_are_no_gpus(monkeypatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not launch.zero_on_cpu(cpu)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert launch.zero_on_cpu(cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not launch.zero_on_cpu(gpu)
+    with pytest.raises(ConfigError, match="hide them with CUDA_VISIBLE_DEVICES="):
+        launch.zero_on_cpu(cpu)
