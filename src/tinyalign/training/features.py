@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -223,17 +223,31 @@ class FeatureCache(FeatureSource):
         return self.rows.map()
 
 
-class CachedFeatures(Features):
-    """Features read from a cache's memory map."""
+class MappedFeatures(Features):
+    """Features of what a cache keeps in one file, which every process maps for itself."""
 
-    source: FeatureCache
+    source: Any
     _map: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_map": None}  # workers map the file themselves
+        return {**vars(self), "_map": None}
 
     def will_need(self, indices: Sequence[int]) -> None:
         self.source.rows.will_need([row for index in indices for row in self.rows[index]])
+
+    def mapped(self, rows: Sequence[int]) -> np.ndarray:
+        """The file, of which `rows` are to be read. IndexError for an image that can't be."""
+        if any(row < 0 for row in rows):
+            raise IndexError("an image that can't be read is not in the cache")
+        if self._map is None:
+            self._map = self.source.rows.map()
+        return self._map
+
+
+class CachedFeatures(MappedFeatures):
+    """Features read from a cache's memory map."""
+
+    source: FeatureCache
 
     def of_rows(self, rows: Sequence[int]) -> Tensor:
         return self.stored(rows).float()
@@ -244,11 +258,7 @@ class CachedFeatures(Features):
 
     def stored(self, rows: Sequence[int]) -> Tensor:
         """(len(rows), n, D) in the stored precision."""
-        if any(row < 0 for row in rows):
-            raise IndexError("an image that can't be read has no features")
-        if self._map is None:
-            self._map = self.source.map()
-        copied = torch.from_numpy(self._map[list(rows)])  # fancy indexing copies
+        copied = torch.from_numpy(self.mapped(rows)[list(rows)])  # fancy indexing copies
         return copied.view(STORED[self.source.precision][1])
 
 

@@ -23,7 +23,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.model.vision import VisionEncoder, pixel_settings
-from tinyalign.training.features import Features, FeatureSource
+from tinyalign.training.features import FeatureSource, MappedFeatures
 from tinyalign.training.row_file import RowFile
 
 LEVELS = 256
@@ -138,17 +138,10 @@ class PixelCache(FeatureSource):
         return CachedPixels(self, rows, skipped)
 
 
-class CachedPixels(Features):
+class CachedPixels(MappedFeatures):
     """Features computed from cached pixels each time they are asked for."""
 
     source: PixelCache
-    _map: np.ndarray | None = None
-
-    def __getstate__(self) -> dict:
-        return {**vars(self), "_map": None}  # workers map the file themselves
-
-    def will_need(self, indices: Sequence[int]) -> None:
-        self.source.rows.will_need([row for index in indices for row in self.rows[index]])
 
     def of_rows(self, rows: Sequence[int]) -> Tensor:
         return self.source.encoder.encode_pixels(torch.stack(self.pixels_of_rows(rows))).cpu()
@@ -159,9 +152,5 @@ class CachedPixels(Features):
 
     def pixels_of_rows(self, rows: Sequence[int]) -> list[Tensor]:
         """As `pixels`, of rows of the cache. IndexError for an image that can't be read."""
-        if any(row < 0 for row in rows):
-            raise IndexError("an image that can't be read has no pixels")
-        if self._map is None:
-            self._map = self.source.rows.map()
-        decode = self.source.codec.decode
-        return [torch.from_numpy(decode(self._map[row])) for row in rows]
+        mapped, decode = self.mapped(rows), self.source.codec.decode
+        return [torch.from_numpy(decode(mapped[row])) for row in rows]

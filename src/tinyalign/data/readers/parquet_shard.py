@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tinyalign.data.readers.records import TEXT_FIELDS, Reading
+from tinyalign.data.readers.file_shard import FileShard
+from tinyalign.data.readers.records import TEXT_FIELDS
 from tinyalign.data.readers.shards import Record, open_shard
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import DataError
@@ -16,19 +17,11 @@ ROWS = 64  # decoded at a time
 
 
 @dataclass(frozen=True)
-class ParquetShard:
+class ParquetShard(FileShard):
     """Rows with an `image` (`{bytes, path}` or a path) or `images`, and a text as `Reading` has it.
 
     A record's place is its row. What can't be read raises DataError, OSError or pyarrow's errors.
     """
-
-    path: str
-    name: str
-    source: str
-    reading: Reading
-    remote: bool = False
-    text_only: bool = False
-    """Leave images empty, to count records without reading them."""
 
     def records(self, at: int = 0) -> Iterator[Record]:
         """Rows from row `at` on."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from tinyalign.data.readers.records import Reading
+from tinyalign.data.readers.file_shard import FileShard
 from tinyalign.data.readers.shards import Record, open_shard
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import DataError
@@ -30,7 +30,7 @@ class _Parts:
 
 
 @dataclass(frozen=True)
-class TarShard:
+class TarShard(FileShard):
     """A tar of pairs: `KEY.jpg` beside `KEY.txt` (a caption) or `KEY.json`.
 
     The JSON has `caption`, `captions`, `qa` or `conversations`, and an `id` if it likes. A
@@ -38,14 +38,6 @@ class TarShard:
     DataError, tarfile.TarError, EOFError or OSError: a tar that is cut off, also between two
     files, and one that is damaged.
     """
-
-    path: str
-    name: str
-    source: str
-    reading: Reading
-    remote: bool = False
-    text_only: bool = False
-    """Leave images empty, to count records without reading them."""
 
     def records(self, at: int = 0) -> Iterator[Record]:
         """Records from the byte `at` on."""
