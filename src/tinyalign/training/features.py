@@ -218,10 +218,6 @@ class FeatureCache(FeatureSource):
     ) -> CachedFeatures:
         return CachedFeatures(self, rows, skipped)
 
-    def map(self) -> np.ndarray:
-        """All rows (N, n, D), read-only, in the stored type."""
-        return self.rows.map()
-
 
 class MappedFeatures(Features):
     """Features of what a cache keeps in one file, which every process maps for itself."""
