@@ -157,6 +157,15 @@ def test_what_this_machine_lacks_is_said(settings, device, says, monkeypatch) ->
         check_machine(ModelArgs(**settings), device)
 
 
+def test_deepspeed_on_cpus_is_told_to_be_exact(monkeypatch) -> None:
+    check_machine(ModelArgs(dtype="bfloat16"), CPU)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_machine(ModelArgs(dtype="float32"), CPU)
+    with pytest.raises(ConfigError, match="to float32"):
+        check_machine(ModelArgs(dtype="bfloat16"), CPU)
+
+
 def test_liger_on_a_cpu_is_refused_with_what_to_use(monkeypatch) -> None:
     monkeypatch.setattr(precision, "find_spec", lambda package: object())
     with pytest.raises(ConfigError, match='use "chunked" on cpu'):

@@ -15,6 +15,7 @@ import torch
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.training.launch import zero_on_cpu
 from tinyalign.training.recipe import ModelArgs
 
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
@@ -27,6 +28,8 @@ def check_machine(model: ModelArgs, device: torch.device) -> None:
             'model.dtype float16 needs a GPU for its loss scaling; on a CPU use "bfloat16" or '
             '"float32"'
         )
+    if model.dtype == "bfloat16" and zero_on_cpu(device):
+        raise ConfigError("DeepSpeed trains in float32 on CPUs: set model.dtype to float32")
     _check_attention(model, device)
     if model.cross_entropy == "liger":
         _check_liger(device)
