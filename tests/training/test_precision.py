@@ -12,13 +12,14 @@ import torch
 
 from tinyalign.data.collator import Collator
 from tinyalign.errors import ConfigError
-from tinyalign.training import precision
+from tinyalign.training import precision, run
 from tinyalign.training.arguments import training_arguments
 from tinyalign.training.metrics_log import read_metrics
 from tinyalign.training.precision import adamw, check_machine, mixed_precision
 from tinyalign.training.recipe import ModelArgs, Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
+from tinyalign.training.trainer import TinyAlignTrainer
 from tinyalign.training.workshop import Workshop
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -59,6 +60,38 @@ def test_float16_learns_as_float32_does(recipe: Recipe, language: str) -> None:
     recipe = replace(recipe, device="cuda")
     exact = curve(recipe, "32", language, dtype="float32")
     assert curve(recipe, "16", language, dtype="float16") == pytest.approx(exact, rel=5e-3)
+
+
+@pytest.fixture
+def scaler(monkeypatch) -> torch.amp.GradScaler:
+    """torch's loss scaling for CPUs, in the place that accelerate leaves empty there."""
+    scaler = torch.amp.GradScaler("cpu")
+    prepare = TinyAlignTrainer.create_accelerator_and_postprocess
+
+    def with_scaling(trainer: TinyAlignTrainer) -> None:
+        prepare(trainer)
+        if trainer.accelerator.mixed_precision == "fp16":
+            trainer.accelerator.native_amp, trainer.accelerator.scaler = True, scaler
+
+    monkeypatch.setattr(TinyAlignTrainer, "create_accelerator_and_postprocess", with_scaling)
+    monkeypatch.setattr(run, "check_machine", lambda *_: None)  # it refuses float16 on a CPU
+    return scaler
+
+
+@pytest.mark.parametrize("language", ["frozen", "full"])
+def test_float16_with_scaled_losses_learns_as_float32_does(recipe, scaler, language: str) -> None:
+    exact = curve(recipe, "32", language, dtype="float32")
+    assert curve(recipe, "16", language, dtype="float16") == pytest.approx(exact, rel=1e-4)
+    assert scaler.get_scale() == 65536.0
+
+
+def test_steps_whose_gradients_overflow_change_nothing(recipe, scaler) -> None:
+    """Each halves the scale; losses are those of a run that hardly learns."""
+    still = replace(recipe, pretrain=replace(recipe.pretrain, learning_rate=1e-12))
+    unmoved = curve(still, "still", dtype="float32")
+    scaler._init_scale = 2.0**60
+    assert curve(recipe, "16", dtype="float16") == pytest.approx(unmoved, rel=1e-4)
+    assert scaler.get_scale() == 2.0 ** (60 - len(unmoved))
 
 
 def batch_loss(recipe: Recipe, backward: bool) -> tuple[float, torch.Tensor]:
