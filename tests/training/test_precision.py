@@ -133,6 +133,17 @@ def test_attention_gives_the_same_loss_and_gradient(recipe: Recipe, name: str, b
     torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_gives_the_same_gradient_unfused(monkeypatch, recipe: Recipe) -> None:
+    """Its fused backward pass is for GPUs; the same arithmetic, written out, runs anywhere."""
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
+    exact, gradient = batch_loss(attending(recipe, "eager"), backward=True)
+    with torch.compiler.set_stance("force_eager"):
+        loss, found = batch_loss(attending(recipe, "flex_attention"), backward=True)
+    assert math.isclose(loss, exact, rel_tol=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["flex_attention", "flash_attention_2"])
 def test_attention_of_gpus_learns_as_the_librarys_own(recipe: Recipe, name: str) -> None:
