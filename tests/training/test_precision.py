@@ -22,6 +22,8 @@ from tinyalign.training.run_folder import RunFolder
 from tinyalign.training.trainer import TinyAlignTrainer
 from tinyalign.training.workshop import Workshop
 
+from . import flash_written_out
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -142,6 +144,24 @@ def test_flex_attention_gives_the_same_gradient_unfused(monkeypatch, recipe: Rec
         loss, found = batch_loss(attending(recipe, "flex_attention"), backward=True)
     assert math.isclose(loss, exact, rel_tol=1e-5)
     torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_flash_attention_gives_the_same_written_out(monkeypatch, caplog, recipe: Recipe) -> None:
+    """What a model does around its kernel: padding taken out, samples of a packed row apart."""
+    exact, gradient = batch_loss(attending(recipe, "eager"), backward=True)
+    calls = flash_written_out.install(monkeypatch)
+    monkeypatch.setattr(run, "check_machine", lambda *_: None)  # it refuses the kernel on a CPU
+    flash = attending(recipe, "flash_attention_2")
+    loss, found = batch_loss(flash, backward=True)
+    assert math.isclose(loss, exact, rel_tol=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+    for packing in (True, False):
+        stage = replace(recipe.pretrain, packing=packing)
+        own = curve(replace(recipe, pretrain=stage), f"own-{packing}")
+        calls.clear()
+        assert curve(replace(flash, pretrain=stage), f"flash-{packing}") == pytest.approx(own)
+        assert calls["flash_attn_varlen_func"]
+    assert "lets packed samples see each other" not in caplog.text
 
 
 @pytest.mark.gpu
