@@ -78,22 +78,25 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("control: best form, random neighbours", RANDOM),
     "untrained": ("control: best form, untrained Perceiver", UNTRAINED),
     "paper": ("TinyAlign, the paper's width fusion", PAPER_FORM),
-    "sequence_random": ("sequence fusion, linear skip, random neighbours", {**SEQUENCE, **RANDOM}),
-    "sequence": ("sequence fusion, linear skip", SEQUENCE),
+    "sequence_random": ("linear skip, random neighbours", {**SEQUENCE, **RANDOM}),
+    "sequence": ("linear skip", SEQUENCE),
     "linear_random_no_drop": (
-        "and a prompt, random neighbours",
+        "linear skip and a prompt, random neighbours",
         {**LINEAR, **RANDOM, "memory.drop_probability": 0.0},
     ),
-    "linear_no_drop": ("and a prompt", {**LINEAR, "memory.drop_probability": 0.0}),
-    "linear_random": ("and a prompt, and drop-out, random neighbours", {**LINEAR, **RANDOM}),
-    "linear_untrained": ("and a prompt, and drop-out, untrained", {**LINEAR, **UNTRAINED}),
-    "linear": ("and a prompt, and drop-out", LINEAR),
-    "words": ("read in words", {"memory.k": 3, "memory.fusion_args": PROMPT}),
+    "linear_no_drop": ("linear skip and a prompt", {**LINEAR, "memory.drop_probability": 0.0}),
+    "linear_random": ("linear skip, prompt, drop-out, random neighbours", {**LINEAR, **RANDOM}),
+    "linear_untrained": (
+        "linear skip, prompt, drop-out, untrained Perceiver",
+        {**LINEAR, **UNTRAINED},
+    ),
+    "linear": ("linear skip, prompt, drop-out", LINEAR),
+    "words": ("words, k = 3, prompt first", {"memory.k": 3, "memory.fusion_args": PROMPT}),
     "words_last": (
-        "and the prompt last",
+        "words, k = 3, prompt last",
         {"memory.k": 3, "memory.fusion_args": {**PROMPT, "prompt_last": True}},
     ),
-    "words_nearest": ("and the nearest last", {"memory.k": 3}),
+    "words_nearest": ("words, k = 3, prompt and nearest last", {"memory.k": 3}),
     "best": ("TinyAlign, best form", {}),
 }
 LINES = {  # of the picture
@@ -106,7 +109,7 @@ LINES = {  # of the picture
     "linear": "#8fd19e",
     "best": "#2b8a3e",
 }
-DRAWN = {"linear": "TinyAlign, linear skip and a prompt"}
+DRAWN = {"linear": "TinyAlign, linear skip, prompt, drop-out"}
 
 
 def run_one(arm: str, seed: int, captions: int, settings: dict[str, str], half: bool) -> None:
@@ -277,6 +280,7 @@ def summarise() -> dict[str, Any]:
         steps = list(summary["arms"]["best"]["loss"])
         summary["cider_above"] = {step: cider_above(runs, step) for step in steps}
         summary["half_runs"] = drift(runs)
+        summary["no_model"] = without_model()
     return summary
 
 
@@ -305,6 +309,35 @@ def captions_of(arm: str, seeds: list[int], step: int) -> dict[str, Any]:
         "n": found[0]["n"],
         "cider": interval(cider(arm, seeds, step)).as_dict(),
         "bleu4": {k: sum(b[k] for b in bleu) / len(bleu) for k in ("value", "low", "high")},
+    }
+
+
+def without_model() -> dict[str, Any]:
+    """Captions that are the text of the most similar memory, of the best form's first seed.
+
+    Also how often the model's own captions are one of its memories, word for word.
+    """
+    from tinyalign.evaluation.caption_metrics import bleu, bleu_statistics, cider_scores
+    from tinyalign.evaluation.caption_tokens import caption_tokens
+    from tinyalign.evaluation.statistics import interval, per_item
+    from tinyalign.memory.bank import MemoryBank
+
+    folder = RUNS / f"best-{finished()['best'][0]}"
+    if not (folder / "captions" / "predictions.jsonl").is_file():
+        return {}
+    bank = MemoryBank.open(json.loads((folder / "memory.json").read_text())["bank"])
+    said = dict(zip(bank.ids, bank.texts))
+    lines = (folder / "captions" / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    memories = [[caption_tokens(said[name]) for name in row["memory_ids"]] for row in rows]
+    references = [[caption_tokens(one) for one in row["references"]] for row in rows]
+    nearest = [one[0] for one in memories]
+    statistics = bleu_statistics(nearest, references)
+    copied = [caption_tokens(row["prediction"]) in own for row, own in zip(rows, memories)]
+    return {
+        "cider": interval(per_item(cider_scores(nearest, references))).as_dict(),
+        "bleu4": interval(statistics, statistic=bleu).as_dict(),
+        "copied": sum(copied) / len(copied),
     }
 
 
@@ -385,6 +418,10 @@ def table(summary: dict[str, Any]) -> str:
         ciders_so_far = [f"{one['cider']['value']:.3f}" if one else "–" for one in earlier]
         cells += [", ".join([*ciders_so_far, captioned(last, "cider")])]
         rows.append([*cells, captioned(last, "bleu4")])
+    if alone := summary.get("no_model"):
+        name = "no model: the most similar memory's caption"
+        blank = ["–"] * (2 + len(steps))
+        rows.append([name, *blank, captioned(alone, "cider"), captioned(alone, "bleu4")])
     text = markdown(rows)
     if "best" not in arms:
         return text
