@@ -317,26 +317,26 @@ def without_model() -> dict[str, Any]:
 
     Also how often the model's own captions are one of its memories, word for word.
     """
-    from tinyalign.evaluation.caption_metrics import bleu, bleu_statistics, cider_scores
     from tinyalign.evaluation.caption_tokens import caption_tokens
-    from tinyalign.evaluation.statistics import interval, per_item
+    from tinyalign.evaluation.memory_alone import memory_alone
+    from tinyalign.evaluation.results import read_predictions
+    from tinyalign.evaluation.tasks import score
     from tinyalign.memory.bank import MemoryBank
 
     folder = RUNS / f"best-{finished()['best'][0]}"
-    if not (folder / "captions" / "predictions.jsonl").is_file():
+    path = folder / "captions" / "predictions.jsonl"
+    if not path.is_file():
         return {}
     bank = MemoryBank.open(json.loads((folder / "memory.json").read_text())["bank"])
-    said = dict(zip(bank.ids, bank.texts))
-    lines = (folder / "captions" / "predictions.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    memories = [[caption_tokens(said[name]) for name in row["memory_ids"]] for row in rows]
-    references = [[caption_tokens(one) for one in row["references"]] for row in rows]
-    nearest = [one[0] for one in memories]
-    statistics = bleu_statistics(nearest, references)
-    copied = [caption_tokens(row["prediction"]) in own for row, own in zip(rows, memories)]
+    written = read_predictions(path)
+    told = score("caption", memory_alone(written, bank)).metrics
+    said = {name: caption_tokens(text) for name, text in zip(bank.ids, bank.texts)}
+    copied = [
+        caption_tokens(one.prediction) in [said[name] for name in one.memory_ids] for one in written
+    ]
     return {
-        "cider": interval(per_item(cider_scores(nearest, references))).as_dict(),
-        "bleu4": interval(statistics, statistic=bleu).as_dict(),
+        "cider": told["cider"].as_dict(),
+        "bleu4": told["bleu4"].as_dict(),
         "copied": sum(copied) / len(copied),
     }
 

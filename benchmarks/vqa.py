@@ -96,7 +96,10 @@ def judge(benchmark: str, run: Path, arm: str, out: Path, *more: str) -> None:
 def report() -> None:
     """One row a model and condition, and the paired difference."""
     from tinyalign.evaluation.comparison import compare
+    from tinyalign.evaluation.memory_alone import memory_alone
     from tinyalign.evaluation.results import read_predictions, read_results
+    from tinyalign.evaluation.tasks import score
+    from tinyalign.memory.bank import MemoryBank
 
     summary: dict[str, Any] = {}
     for benchmark in ("daquar", "easy-vqa"):
@@ -113,6 +116,13 @@ def report() -> None:
                     for metric, value in results.metrics.items()
                 }
                 predictions[name] = read_predictions(path.parent / "predictions.jsonl")
+                if row in ("alone", "on") and results.bank is not None:
+                    told = score(
+                        "vqa", memory_alone(predictions[name], MemoryBank.open(results.bank))
+                    )
+                    name, share = f"{folder.name}/memory", told.metrics["accuracy"]
+                    predictions[name] = told.predictions
+                    found[name] = {"n": results.n, "accuracy": [share.value, share.low, share.high]}
         gaps = {}
         for name in found:
             arm, row = name.split("/")
@@ -139,6 +149,7 @@ def table(summary: dict[str, Any]) -> str:
         for name, values in part["models"].items():
             arm, row = name.split("/")
             label = ARMS[arm.rsplit("-", 1)[0]] + (f", {ROWS[row]}" if row in ROWS else "")
+            label = "no model: the most similar memory's answer" if row == "memory" else label
             gap = part["accuracy_above_baseline"].get(name)
             cells = [share(values[m]) if m in values else "–" for m in metrics]
             rows.append([label, *cells, points(gap) if gap else ""])

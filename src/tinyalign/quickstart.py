@@ -27,8 +27,10 @@ from tinyalign.analysis.peak_memory import PeakMemory
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.evaluation.comparison import compare
+from tinyalign.evaluation.memory_alone import memory_alone
 from tinyalign.evaluation.results import Prediction, Results, read_predictions, read_results
 from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.tasks import score
 from tinyalign.log import logger
 from tinyalign.memory.bank import MemoryBank
 from tinyalign.serving.load import load
@@ -44,6 +46,10 @@ from tinyalign.training.workshop import Workshop
 
 RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}
+ALONE = {
+    "question_alone": "the question alone (no model)",
+    "memory_alone": "the most similar memory's answer (no model)",
+}
 NAMES = {"baseline": "baseline", "tinyalign": "TinyAlign"}
 PLAN = "plan.json"
 SUMMARY = "summary.json"
@@ -125,8 +131,12 @@ def run(
     seen = features.cover(test)
     judged = {arm: _judge(arm, out, test, seen, base, seed) for arm in ARMS}
     _pictures(out, judged, test, bank)
-    blind = question_alone(open_source(base.data.pretrain, seed), test)
-    summary = _summarise(out, plan, blind, judged, costs, clock)
+    nearest = score("easy_vqa", memory_alone(judged["tinyalign"][1], bank), seed=seed)
+    alone = {
+        "question_alone": question_alone(open_source(base.data.pretrain, seed), test),
+        "memory_alone": nearest.metrics["accuracy"].value,
+    }
+    summary = _summarise(out, plan, alone, judged, costs, clock)
     shutil.copyfile(str(test[0].images[0].path), out / EXAMPLE)
     if tell:
         _show(summary)
@@ -323,13 +333,13 @@ def _thumbnail(path: str) -> Image.Image | None:
 def _summarise(
     out: Path,
     plan: Plan,
-    blind: float,
+    alone: dict[str, float],
     judged: dict[str, tuple[Results, list[Prediction]]],
     costs: dict[str, dict[str, float]],
     clock: Clock,
 ) -> dict[str, Any]:
     """Write summary.json; returns its content."""
-    summary: dict[str, Any] = {"plan": vars(plan), "question_alone": blind, "arms": {}}
+    summary: dict[str, Any] = {"plan": vars(plan), **alone, "arms": {}}
     for arm in ARMS:
         metrics = {key: value.as_dict() for key, value in judged[arm][0].metrics.items()}
         summary["arms"][arm] = {"metrics": metrics, **costs[arm]}
@@ -348,7 +358,8 @@ def _show(summary: dict[str, Any]) -> None:
     table = Table(title=f"easy-VQA, official test split, {summary['plan']['questions']} questions")
     for name in ("", "accuracy [95 %]", "loss a token [95 %]", "training", "peak memory"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("the question alone (no model)", f"{summary['question_alone']:.1%}", "", "", "")
+    for name, key in ALONE.items():
+        table.add_row(name, f"{summary[key]:.1%}", "", "", "")
     for arm, name in ARMS.items():
         found = summary["arms"][arm]
         table.add_row(
