@@ -358,7 +358,7 @@ def _show(summary: dict[str, Any]) -> None:
     table = Table(title=f"easy-VQA, official test split, {summary['plan']['questions']} questions")
     for name in ("", "accuracy [95 %]", "loss a token [95 %]", "training", "peak memory"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, key in ALONE.items():
+    for key, name in ALONE.items():
         table.add_row(name, f"{summary[key]:.1%}", "", "", "")
     for arm, name in ARMS.items():
         found = summary["arms"][arm]

@@ -43,6 +43,16 @@ def weights_in(model: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "model.safetensors")
 
 
+def test_two_trainings_do_not_share_a_folder(monkeypatch, recipe: Recipe) -> None:
+    monkeypatch.setattr("tinyalign.training.run_folder.LAST_WORKERS", 0.1)
+    folder = RunFolder(recipe)
+    folder.path.mkdir(parents=True)
+    with folder.held(), pytest.raises(ConfigError, match="another process is training"):
+        train(recipe)
+    assert not (folder.path / "metrics.jsonl").exists()
+    train(recipe)
+
+
 def test_a_one_stage_run_folder(recipe: Recipe) -> None:
     result = train(recipe)
     folder = Path(recipe.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,10 +48,11 @@ def train(
     call this and train together; the first one writes.
 
     "both" of a recipe without stage-2 data is stage 1 alone. Raises ConfigError for stage 2
-    without data or without a model to start from, for an output that holds another run, and for
-    trackers, packages, precisions and kernels that this machine lacks; DataError and BankError for
-    paths of any of these stages with nothing there. All of this comes before the first model is
-    built, and ConfigError for adapters of layers that the LLM lacks right after.
+    without data or without a model to start from, for an output that holds another run or that
+    another process trains into, and for trackers, packages, precisions and kernels that this
+    machine lacks; DataError and BankError for paths of any of these stages with nothing there. All
+    of this comes before the first model is built, and ConfigError for adapters of layers that the
+    LLM lacks right after.
     """
     check_trackers(recipe.track)
     check_machine(recipe.model, choose_device(recipe.device))
@@ -62,15 +63,17 @@ def train(
     for name in to_do:
         check_installed(getattr(recipe, name))
     join(choose_device(recipe.device))
-    with first_goes_first():
-        if is_first():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            for name in stages:
-                folder.open_stage(name, resume)
-    with _log(folder):
-        results = [_train_stage(recipe, folder, name) for name in stages]
-        logger.info("model: %s", folder.model)
-    wait_for_all()
+    with ExitStack() as held:
+        with first_goes_first():
+            if is_first():
+                folder.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(folder.held())
+                for name in stages:
+                    folder.open_stage(name, resume)
+        with _log(folder):
+            results = [_train_stage(recipe, folder, name) for name in stages]
+            logger.info("model: %s", folder.model)
+        wait_for_all()
     return RunResult(folder.path, folder.model, _noted_bank(folder), tuple(results))
 
 

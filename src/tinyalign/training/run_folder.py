@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
@@ -25,6 +27,8 @@ Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 CACHE_NOTE = "cache.json"
+LOCK = "run.lock"
+LAST_WORKERS = 10  # seconds that data workers may outlive a run that was killed
 ADAPTER = "adapter"
 # What may differ between a run and its resumption without a change to its result beyond the
 # order of sums. Checkpoints keep the position in optimiser steps (a stream's in samples), so a
@@ -112,6 +116,25 @@ class RunFolder:
     def last_checkpoint(self, stage: Stage) -> Path | None:
         """The newest complete checkpoint of a stage."""
         return last_checkpoint(self.stage(stage) / CHECKPOINTS)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains into this folder meanwhile. ConfigError where somebody does.
+
+        The system lets go of the lock when a process and its data workers have died.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=LAST_WORKERS)
+        except Timeout as error:
+            raise ConfigError(
+                f"{self.path}: another process is training into this folder; wait until it is "
+                "done, or give this run another output"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def open_stage(self, stage: Stage, resume: bool) -> None:
         """Make a stage's folder ready: clear it, or check that what is there may be resumed.
