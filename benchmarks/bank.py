@@ -35,8 +35,8 @@ PHOTOS = "../shared/data/flickr8k/dev.parquet"
 OPEN = """
 import json, resource, sys, time
 import torch
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.index import KeyIndex
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.search.index import KeyIndex
 
 def resident():
     with open("/proc/self/status") as lines:
@@ -82,7 +82,7 @@ def median_ms(work: Callable[[], object], repeats: int = 7) -> float:
 
 def entry(number: int) -> Any:
     """An entry as long as a caption's."""
-    from tinyalign.memory.entries import Entry
+    from tinyalign.memory.bank.entries import Entry
 
     text = f"A dog number {number} runs over a field with a ball in its mouth ."
     return Entry(f"photo-{number}", text, f"photos/{number}.jpg", f"{number:016x}", "made", "")
@@ -92,8 +92,8 @@ def write_bank(folder: Path, count: int) -> float:
     """A bank of made-up entries; returns the seconds that writing took, drawing aside."""
     import torch
 
-    from tinyalign.memory.manifest import Manifest
-    from tinyalign.memory.writer import BankWriter
+    from tinyalign.memory.bank.manifest import Manifest
+    from tinyalign.memory.building.writer import BankWriter
 
     manifest = Manifest("made", "v", "c", "k", "pooled", 1.0, WIDTH, LATENTS, D_LATENTS, "d")
     writer = BankWriter(folder, "bench", manifest.key_coding, manifest.value_coding)
@@ -122,9 +122,9 @@ def our_store(folder: Path, count: int) -> dict[str, Any]:
     """Writing, opening, searching, gathering, adding and removing."""
     import torch
 
-    from tinyalign.memory.bank import MemoryBank
-    from tinyalign.memory.editor import BankEditor, compact
-    from tinyalign.memory.index import KeyIndex
+    from tinyalign.memory.bank.bank import MemoryBank
+    from tinyalign.memory.building.editor import BankEditor, compact
+    from tinyalign.memory.search.index import KeyIndex
 
     seconds = write_bank(folder, count)
     found: dict[str, Any] = {"write_per_s": count / seconds, "disk_mb": size_mb(folder)}
@@ -265,12 +265,12 @@ def build_rates(folder: Path, pairs: int, slow_pairs: int) -> dict[str, Any]:
 
     from tinyalign.data.images import load_image
     from tinyalign.data.readers import open_dataset
-    from tinyalign.memory.builder import build_bank
-    from tinyalign.memory.compressor import Compressor
-    from tinyalign.memory.keys import KeyFunction
-    from tinyalign.memory.text import train_tokenizer
+    from tinyalign.memory.building.builder import build_bank
+    from tinyalign.memory.keys.image_text import KeyFunction
+    from tinyalign.memory.keys.text import train_tokenizer
+    from tinyalign.memory.perceiver import Compressor
+    from tinyalign.model.backbones.vision import VisionEncoder
     from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
-    from tinyalign.model.vision import VisionEncoder
 
     samples = open_dataset(PHOTOS, captions="first", limit=pairs)
     vision = VisionEncoder.load("efficientnet-lite2", dtype=torch.bfloat16)

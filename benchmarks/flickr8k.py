@@ -115,7 +115,7 @@ DRAWN = {"linear": "TinyAlign, linear skip, prompt, drop-out"}
 def run_one(arm: str, seed: int, captions: int, settings: dict[str, str], half: bool) -> None:
     """Train one arm with one seed and caption the first `captions` dev photos, part way too."""
     from tinyalign.log import setup_logging
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     setup_logging()
@@ -136,7 +136,7 @@ def stopping_half_way() -> Iterator[None]:
     """Stages end after half of their schedule, which stays that of the whole."""
     from transformers import TrainerCallback
 
-    from tinyalign.training.workshop import Workshop
+    from tinyalign.training.stage_run import Workshop
 
     class StopHalfWay(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -156,8 +156,8 @@ def stopping_half_way() -> Iterator[None]:
 def caption(model_folder: Path, bank: Path | None, recipe: Any, captions: int, out: Path) -> None:
     """Caption dev photos with a saved model."""
     from tinyalign.data.readers import open_dataset
-    from tinyalign.evaluation.controls import RandomMemories
-    from tinyalign.evaluation.runner import evaluate
+    from tinyalign.evaluation.controls.retrievers import RandomMemories
+    from tinyalign.evaluation.running.runner import evaluate
     from tinyalign.memory.attach import attach_memory
     from tinyalign.model.modeling import TinyAlignForConditionalGeneration
     from tinyalign.model.processing import TinyAlignProcessor
@@ -241,7 +241,7 @@ def summarise() -> dict[str, Any]:
     """Losses with paired differences to every other arm, and captions, for each finished arm."""
     import numpy as np
 
-    from tinyalign.evaluation.statistics import interval, paired_difference
+    from tinyalign.evaluation.metrics.intervals import interval, paired_difference
 
     runs = {arm: {s: losses(arm, s) for s in seeds} for arm, seeds in finished().items()}
     ids = list(next(iter(next(iter(next(iter(runs.values())).values())).values())))
@@ -297,7 +297,7 @@ def captions_of(arm: str, seeds: list[int], step: int) -> dict[str, Any]:
 
     CIDEr's interval is of the mean over seeds; BLEU-4, no mean over photos, has the mean bounds.
     """
-    from tinyalign.evaluation.statistics import interval
+    from tinyalign.evaluation.metrics.intervals import interval
 
     folders = [folder for seed in seeds if (folder := captioned_at(arm, seed, step))]
     found = [json.loads((folder / "results.json").read_text()) for folder in folders]
@@ -317,11 +317,11 @@ def without_model() -> dict[str, Any]:
 
     Also how often the model's own captions are one of its memories, word for word.
     """
-    from tinyalign.evaluation.caption_tokens import caption_tokens
-    from tinyalign.evaluation.memory_alone import memory_alone
+    from tinyalign.evaluation.controls.memory_alone import memory_alone
+    from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
     from tinyalign.evaluation.results import read_predictions
     from tinyalign.evaluation.tasks import score
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.bank.bank import MemoryBank
 
     folder = RUNS / f"best-{finished()['best'][0]}"
     path = folder / "captions" / "predictions.jsonl"
@@ -345,7 +345,7 @@ def cider(arm: str, seeds: list[int], step: int) -> Any:
     """CIDEr-D of each photo, as statistics (seeds, photos, 2), of the seeds that were captioned."""
     import numpy as np
 
-    from tinyalign.evaluation.statistics import per_item
+    from tinyalign.evaluation.metrics.intervals import per_item
 
     runs = []
     for seed in seeds:
@@ -358,7 +358,7 @@ def cider(arm: str, seeds: list[int], step: int) -> Any:
 
 def cider_above(runs: dict[str, Any], step: int) -> dict[str, list[float]]:
     """How far CIDEr of the best form lies above each other arm's, paired over photos."""
-    from tinyalign.evaluation.statistics import paired_difference
+    from tinyalign.evaluation.metrics.intervals import paired_difference
 
     found = {}
     for arm, by_seed in runs.items():

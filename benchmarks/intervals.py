@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyalign.evaluation.statistics import interval, mcnemar, paired_test, per_item
+from tinyalign.evaluation.metrics.intervals import interval, mcnemar, paired_test, per_item
 
 RUNS = 1000
 EASE = (1.4, 0.6)

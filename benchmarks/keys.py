@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from tinyalign.data.readers import open_dataset
-from tinyalign.evaluation.caption_tokens import caption_tokens
+from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
 from tinyalign.log import setup_logging
-from tinyalign.memory.aligned import fold_of
-from tinyalign.memory.compressor import AnyKeyFunction
-from tinyalign.memory.text import encode_text, train_tokenizer
-from tinyalign.model.vision import VisionEncoder
-from tinyalign.training.features import FeatureCache, default_cache_folder
-from tinyalign.training.fit_keys import fit_key_function
+from tinyalign.memory.keys.aligned import fold_of
+from tinyalign.memory.keys.text import encode_text, train_tokenizer
+from tinyalign.memory.perceiver import AnyKeyFunction
+from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.training.caches.features import FeatureCache, default_cache_folder
+from tinyalign.training.perceiver.fit_keys import fit_key_function
 
 DATA = Path("../shared/data/flickr8k")
 RESULTS = Path(__file__).resolve().parent / "results" / "keys.md"

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.editor import BankEditor, compact
-from tinyalign.memory.entries import Entry
-from tinyalign.memory.manifest import Manifest
-from tinyalign.memory.writer import BankWriter
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.bank.entries import Entry
+from tinyalign.memory.bank.manifest import Manifest
+from tinyalign.memory.building.editor import BankEditor, compact
+from tinyalign.memory.building.writer import BankWriter
 
 MANIFEST = Manifest("made", "v", "c", "k", "pooled", 0.4, 16, 4, 8, "d", "float16", "int8")
 IDS = 150  # names that entries take turns to have

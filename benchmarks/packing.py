@@ -85,7 +85,7 @@ def measure(steps: int) -> list[dict[str, Any]]:
     """A row for each k, layers as they are and compiled."""
     import torch
 
-    from tinyalign.model.segments import register
+    from tinyalign.model.packing.segments import register
 
     register()
     rows = []

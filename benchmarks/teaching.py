@@ -116,8 +116,8 @@ def record(name: str, file: str, question: str, answer: str) -> str:
 
 def trained(out: Path, steps: int, photos: int, epochs: float) -> Any:
     """Perceiver, bank and connectors, on views of training photos; the LLM stays frozen."""
-    from tinyalign.cli.compress import CompressTrainArgs, compress_train
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.cli.perceiver import CompressTrainArgs, compress_train
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     data = out / "data"
@@ -153,7 +153,7 @@ def trained(out: Path, steps: int, photos: int, epochs: float) -> Any:
 
 def asked(done: Any, bank: Path, samples: Any, out: Path, k: int | None = None) -> list[Prediction]:
     """The model's answers with a bank (or with none for k = 0), as a new process would give."""
-    from tinyalign.evaluation.runner import evaluate
+    from tinyalign.evaluation.running.runner import evaluate
     from tinyalign.serving.load import load
 
     loaded = load(done.model, None if k == 0 else bank)
@@ -171,7 +171,7 @@ def is_right(given: Prediction) -> bool:
 
 def share(hits: list[float]) -> list[float]:
     """Mean with its 95 % interval, in percent."""
-    from tinyalign.evaluation.statistics import interval, per_item
+    from tinyalign.evaluation.metrics.intervals import interval, per_item
 
     found = interval(per_item(hits))
     return [round(100 * number, 1) for number in (found.value, found.low, found.high)]
@@ -213,8 +213,8 @@ def main() -> None:
 
     from tinyalign.data.readers import open_dataset
     from tinyalign.log import setup_logging
-    from tinyalign.memory.changes import add_samples, remove_entries
-    from tinyalign.model.vision import VisionEncoder
+    from tinyalign.memory.building.changes import add_samples, remove_entries
+    from tinyalign.model.backbones.vision import VisionEncoder
 
     setup_logging()
     done = trained(args.out, args.steps, args.photos, args.perceiver_epochs)

@@ -57,7 +57,7 @@ def split_by_photo() -> tuple[Path, Path]:
 
 def train_daquar(arm: str, seed: int, steps: tuple[int, int], alpha: float) -> tuple[Path, Path]:
     """(run folder, file of the judged questions)."""
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     learned, judged = split_by_photo()
@@ -96,10 +96,10 @@ def judge(benchmark: str, run: Path, arm: str, out: Path, *more: str) -> None:
 def report() -> None:
     """One row a model and condition, and the paired difference."""
     from tinyalign.evaluation.comparison import compare
-    from tinyalign.evaluation.memory_alone import memory_alone
+    from tinyalign.evaluation.controls.memory_alone import memory_alone
     from tinyalign.evaluation.results import read_predictions, read_results
     from tinyalign.evaluation.tasks import score
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.bank.bank import MemoryBank
 
     summary: dict[str, Any] = {}
     for benchmark in ("daquar", "easy-vqa"):

@@ -29,8 +29,8 @@ class Ablation:
     @property
     def available(self) -> bool:
         """Whether this version has the setting."""
-        from tinyalign.training.recipe import DataArgs, MemoryArgs, ModelArgs
-        from tinyalign.training.stage_args import StageArgs
+        from tinyalign.training.recipe.recipe import DataArgs, MemoryArgs, ModelArgs
+        from tinyalign.training.recipe.stage import StageArgs
 
         if not self.setting:
             return True
@@ -40,7 +40,7 @@ class Ablation:
 
 
 def _full_logits() -> None:
-    from tinyalign.training.trainer import TinyAlignTrainer
+    from tinyalign.training.loop.trainer import TinyAlignTrainer
 
     plain = TinyAlignTrainer._for_forward
 
@@ -51,13 +51,13 @@ def _full_logits() -> None:
 
 
 def _plain_loss() -> None:
-    from tinyalign.training import parts
+    from tinyalign.training.weights import models as parts
 
     parts.compile_loss = lambda model: None
 
 
 def _unfused_adamw() -> None:
-    from tinyalign.training import workshop
+    from tinyalign.training import stage_run as workshop
 
     plain = workshop.training_arguments
 
@@ -71,10 +71,10 @@ def _unfused_adamw() -> None:
 
 def _search_every_step() -> None:
     """Query key and exact search for every sample when its item is made, as if live."""
-    from tinyalign.memory.compressor import Compressor
-    from tinyalign.memory.index import KeyIndex
-    from tinyalign.training import workshop
-    from tinyalign.training.dataset import Neighbours
+    from tinyalign.memory.perceiver import Compressor
+    from tinyalign.memory.search.index import KeyIndex
+    from tinyalign.training import stage_run as workshop
+    from tinyalign.training.batches.dataset import Neighbours
 
     plain = workshop.Workshop._neighbours
 
@@ -112,19 +112,19 @@ def _search_every_step() -> None:
 
 
 def _fused_cells() -> None:
-    from tinyalign.model import segments
+    from tinyalign.model.packing import segments
 
     segments._rows = lambda x, index: x.index_select(0, index)
 
 
 def _rows_of_any_length() -> None:
-    from tinyalign.training import workshop
+    from tinyalign.training import stage_run as workshop
 
     workshop.ROW_MULTIPLE = 1  # type: ignore[misc]
 
 
 def _memory_goes_back() -> None:
-    from tinyalign.training import workshop
+    from tinyalign.training import stage_run as workshop
 
     workshop.keep_freed_memory = lambda: False
 

@@ -33,7 +33,7 @@ class StepClock:
     end. The first `warmup` steps are run but not timed; peak memory is that of the timed ones."""
 
     def __init__(self, warmup: int, steps: int) -> None:
-        from tinyalign.analysis.peak_memory import PeakMemory
+        from tinyalign.analysis.peak_ram import PeakMemory
 
         self.warmup, self.timed = warmup, steps
         self.steps: list[Step] = []

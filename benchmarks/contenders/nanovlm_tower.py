@@ -21,7 +21,7 @@ class Tower(nn.Module):
         return super().train(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        from tinyalign.model.vision import tower_features
+        from tinyalign.model.backbones.vision import tower_features
 
         scaled = (pixels * 255 - 127) / 128
         return tower_features(self.tower, scaled, self.layer, self.select)
@@ -29,14 +29,14 @@ class Tower(nn.Module):
 
 def tower(pair: Pair) -> Tower:
     """The pair's tower in float32, as nanoVLM keeps its own."""
-    from tinyalign.model.vision import VisionEncoder
+    from tinyalign.model.backbones.vision import VisionEncoder
 
     return Tower(VisionEncoder.load(pair.vision, dtype=torch.float32))
 
 
 def connector(config: Any) -> nn.Module:
     """The pair's connector, with new weights."""
-    from tinyalign.model.connectors import MLPConnector
+    from tinyalign.model.connectors.image import MLPConnector
 
     made = MLPConnector(1280, config.lm_hidden_dim, token_rms=0.1)
     made.reset_parameters()

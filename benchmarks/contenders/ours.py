@@ -13,7 +13,7 @@ from contenders.pairs import RECIPE, Task
 
 def run(clock: StepClock, task: Task, without: str | None = None) -> dict[str, Any]:
     """Time a stage; `without` names an optimisation of `ablations` to leave out."""
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     stage, settings = task.stage, task.recipe_settings()
@@ -36,8 +36,8 @@ def watch(clock: StepClock) -> Iterator[dict[str, Any]]:
 
     Gives a dict that the trained parameters are put into.
     """
-    from tinyalign.training.metrics_log import MetricsLog
-    from tinyalign.training.trainer import TinyAlignTrainer
+    from tinyalign.training.loop.trainer import TinyAlignTrainer
+    from tinyalign.training.metering.metrics_log import MetricsLog
 
     found: dict[str, Any] = {}
     counted: list[int] = []
@@ -65,7 +65,7 @@ def watch(clock: StepClock) -> Iterator[dict[str, Any]]:
 
 def tokens_of(batches: list[dict[str, Any]]) -> tuple[int, int]:
     """Tokens that belong to samples, and tokens computed: what the run's own log counts."""
-    from tinyalign.training.throughput import work_of
+    from tinyalign.training.metering.throughput import work_of
 
     work = work_of(batches)
     return work.tokens, work.slots

@@ -93,7 +93,7 @@ class Task:
 
     def order(self) -> list[int]:
         """The order in which every contender sees the samples."""
-        from tinyalign.training.trainer import SeededOrder
+        from tinyalign.training.loop.trainer import SeededOrder
 
         return list(SeededOrder(self.n_samples, SEED))
 

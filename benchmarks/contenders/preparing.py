@@ -34,7 +34,7 @@ def prepare(task: Task, ks: tuple[int, ...]) -> dict[str, Any]:
 
 def one_step(task: Task) -> dict[str, Any]:
     """Run one step of a stage, uncompiled, and count what it computes."""
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     stage, settings = task.stage, task.recipe_settings()
@@ -62,7 +62,7 @@ def counting_flops() -> Iterator[list[int]]:
     """Counts the floating-point operations of training steps (two a multiply-add)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tinyalign.training.trainer import TinyAlignTrainer
+    from tinyalign.training.loop.trainer import TinyAlignTrainer
 
     plain, total = TinyAlignTrainer.training_step, [0]
 
@@ -83,7 +83,7 @@ def write_language(folder: Path) -> None:
     """SmolLM2 unpacked once, in bfloat16: all contenders read the same file."""
     import torch
 
-    from tinyalign.model.language import load_language
+    from tinyalign.model.backbones.language import load_language
 
     if not (folder / "tokenizer.json").is_file():
         model, tokenizer = load_language("smollm2-135m", torch.bfloat16)

@@ -23,26 +23,26 @@ from rich.table import Table
 
 from tinyalign.analysis.contact_sheet import Card, Remembered, Said, contact_sheet
 from tinyalign.analysis.curves import draw_curves, read_curve, require_matplotlib
-from tinyalign.analysis.peak_memory import PeakMemory
+from tinyalign.analysis.peak_ram import PeakMemory
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.evaluation.comparison import compare
-from tinyalign.evaluation.memory_alone import memory_alone
+from tinyalign.evaluation.controls.memory_alone import memory_alone
 from tinyalign.evaluation.results import Prediction, Results, read_predictions, read_results
-from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.evaluation.tasks import score
 from tinyalign.log import logger
-from tinyalign.memory.bank import MemoryBank
+from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.serving.load import load
-from tinyalign.training.features import Features, FeatureSource
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.prepare import MemoryPreparer
-from tinyalign.training.recipe import Recipe
-from tinyalign.training.recipe_files import load_recipe
+from tinyalign.training.caches.features import Features, FeatureSource
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.prepare_memory import MemoryPreparer
+from tinyalign.training.recipe.files import load_recipe
+from tinyalign.training.recipe.recipe import Recipe
+from tinyalign.training.recipe.sources import draw, open_source
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.sources import draw, open_source
-from tinyalign.training.workshop import Workshop
+from tinyalign.training.stage_run import Workshop
 
 RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}

@@ -15,11 +15,11 @@ from PIL import Image
 from tinyalign.analysis.flips_page import SIDE, flips_page
 from tinyalign.analysis.image_lookup import find_images
 from tinyalign.evaluation.comparison import compare_runs
-from tinyalign.evaluation.inputs import image_id
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Prediction, Results
-from tinyalign.evaluation.statistics import Interval
-from tinyalign.training.recipe import DataSource
-from tinyalign.training.sources import open_source
+from tinyalign.evaluation.running.inputs import image_id
+from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.sources import open_source
 
 from ..cli.conftest import make_pairs
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Prediction, Results, write_results
-from tinyalign.evaluation.statistics import Interval
 
 
 def write(folder: Path, right: list[int], image: str = "i", task: str = "vqa", **settings) -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tinyalign.memory.builder import build_bank
-from tinyalign.memory.compressor import Compressor
-from tinyalign.model.vision import VisionEncoder
-from tinyalign.training.recipe import DataSource
-from tinyalign.training.sources import open_source
+from tinyalign.memory.building.builder import build_bank
+from tinyalign.memory.perceiver import Compressor
+from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.sources import open_source
 
 from ..evaluation.benchmarks.official import OFFICIAL
 from ..evaluation.conftest import make_compressor, make_model

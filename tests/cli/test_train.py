@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tinyalign.cli import train as verb
-from tinyalign.cli.options import parse
-from tinyalign.training.recipe_files import load_recipe
+from tinyalign.cli.front.options import parse
+from tinyalign.training.recipe.files import load_recipe
 
 
 @pytest.mark.parametrize(

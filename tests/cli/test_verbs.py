@@ -94,7 +94,7 @@ def test_validate_spells_out_no_more_than_asked(run, broken: Path):
 
 @pytest.mark.slow
 def test_shipped_recipes_are_listed_and_shown(run):
-    from tinyalign.training.recipe_files import shipped_recipes
+    from tinyalign.training.recipe.files import shipped_recipes
 
     code, out, _ = run("recipes", "list", "--json")
     assert code == 0

@@ -14,13 +14,13 @@ from PIL import Image
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.memory.attach import attach_memory
-from tinyalign.memory.builder import build_bank
-from tinyalign.memory.compressor import Compressor
-from tinyalign.memory.keys import KeyFunction
-from tinyalign.memory.retriever import Retriever
-from tinyalign.memory.text import train_tokenizer
+from tinyalign.memory.building.builder import build_bank
+from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.text import train_tokenizer
+from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.search.retriever import Retriever
+from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.build import build_model
-from tinyalign.model.vision import VisionEncoder
 
 from ..memory.conftest import make_perceiver
 

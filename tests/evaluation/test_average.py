@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tinyalign.evaluation.average import AVERAGED, average
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Results
-from tinyalign.evaluation.statistics import Interval
 
 
 def result(task: str, **metrics: float) -> Results:

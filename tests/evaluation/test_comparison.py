@@ -17,8 +17,8 @@ from tinyalign.evaluation.comparison import (
     paired_metrics,
     what_differs,
 )
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Prediction, Results
-from tinyalign.evaluation.statistics import Interval
 
 
 def answered(right: list[int], each: int = 2, **settings) -> list[Prediction]:

@@ -17,7 +17,7 @@ from tinyalign.evaluation.contamination import (
     near_duplicates,
 )
 from tinyalign.evaluation.results import Prediction
-from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.running.runner import evaluate
 
 from .conftest import World, make_sample, png
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.comparison import compare
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import (
     Prediction,
     Results,
@@ -20,7 +21,6 @@ from tinyalign.evaluation.results import (
     read_results,
     write_results,
 )
-from tinyalign.evaluation.statistics import Interval
 
 
 def make_results() -> Results:

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from tinyalign.data.sample import ImageRef, Message, Sample
-from tinyalign.memory.builder import build_bank
-from tinyalign.memory.compressor import Compressor
-from tinyalign.memory.keys import KeyFunction
-from tinyalign.memory.text import train_tokenizer
+from tinyalign.memory.building.builder import build_bank
+from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.text import train_tokenizer
+from tinyalign.memory.perceiver import Compressor
+from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
-from tinyalign.model.vision import VisionEncoder
 
 COLOURS = ["red", "green", "blue", "grey", "yellow", "black", "white"]
 
@@ -120,7 +120,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 @pytest.fixture
 def no_checkpoint_luck(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoint after every batch, so that small builds have several parts."""
-    monkeypatch.setattr("tinyalign.memory.builder.CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr("tinyalign.memory.building.builder.CHECKPOINT_EVERY", 1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from tinyalign.data.images import load_image
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.attach import attach_memory, detach_memory
-from tinyalign.memory.retriever import Exclusion
+from tinyalign.memory.search.retriever import Exclusion
 from tinyalign.model.build import build_model
 
 

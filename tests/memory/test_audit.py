@@ -13,10 +13,10 @@ from tinyalign.data.images import image_hash
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.audit import audit, audit_samples
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.changes import remove_entries
-from tinyalign.memory.compressor import Compressor
-from tinyalign.memory.index import EXACT_UP_TO, KeyIndex
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.building.changes import remove_entries
+from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.search.index import EXACT_UP_TO, KeyIndex
 
 from .conftest import make_perceiver, make_sample, png
 

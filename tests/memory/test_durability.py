@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 
 from tinyalign.errors import BankError
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.changes import merge_banks
-from tinyalign.memory.editor import BankEditor, compact
-from tinyalign.memory.lock import WriteLock
-from tinyalign.memory.parquet import export_bank
-from tinyalign.memory.writer import finish_commit
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.bank.lock import WriteLock
+from tinyalign.memory.building.changes import merge_banks
+from tinyalign.memory.building.editor import BankEditor, compact
+from tinyalign.memory.building.parquet import export_bank
+from tinyalign.memory.building.writer import finish_commit
 
 LONG = bool(os.environ.get("TINYALIGN_LONG_TESTS"))
 pytestmark = [
@@ -537,7 +537,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(
 
 def read_on(made, folder: Path, seconds: float, faults: int) -> None:
     """Search, gather and refresh until the time is over; say what does not fit."""
-    from tinyalign.memory.index import KeyIndex
+    from tinyalign.memory.search.index import KeyIndex
 
     bank, rounds = MemoryBank.open(folder), 0
     index, rng, end = KeyIndex(bank), np.random.default_rng(os.getpid()), time.time() + seconds

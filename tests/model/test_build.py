@@ -11,9 +11,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.build import build_model
-from tinyalign.model.connectors import rms
-from tinyalign.model.vision import VisionEncoder
+from tinyalign.model.connectors.image import rms
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"intermediate_size": 64, "max_position_embeddings": 256}

@@ -9,7 +9,7 @@ import torch
 
 from tinyalign.data.images import load_image
 from tinyalign.errors import BankError, DataError
-from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.memory.attach import attach_memory, detach_memory
 from tinyalign.serving.ask import answer
 from tinyalign.serving.load import find_bank

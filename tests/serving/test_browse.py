@@ -23,11 +23,11 @@ from PIL import Image
 
 from tinyalign.data.images import load_image
 from tinyalign.errors import ConfigError
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.changes import add_samples, remove_entries
-from tinyalign.memory.editor import compact
-from tinyalign.memory.retriever import Retriever
-from tinyalign.model.vision import VisionEncoder
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.building.changes import add_samples, remove_entries
+from tinyalign.memory.building.editor import compact
+from tinyalign.memory.search.retriever import Retriever
+from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.serving.browse import server as server_module
 from tinyalign.serving.browse import view as view_module
 from tinyalign.serving.browse.pictures import Pictures
@@ -295,7 +295,7 @@ def test_files_are_shown_only_while_they_are_the_entrys_picture(folder, vision, 
 
 
 def test_captions_of_one_picture_share_the_sample_of_the_data_set(samples):  # noqa: F811
-    from tinyalign.memory.entries import Entry
+    from tinyalign.memory.bank.entries import Entry
 
     for name, there in (("s3#4", True), ("s3", True), ("s3#", True), ("x#s3", False), ("", False)):
         assert Pictures(samples).may_have(Entry(name, "", "", "", "", "")) is there, name

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.changes import add_samples
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.building.changes import add_samples
 from tinyalign.serving.browse.pictures import Pictures
 from tinyalign.serving.browse.server import BrowseServer
 from tinyalign.serving.browse.view import BankView

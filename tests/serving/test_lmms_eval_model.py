@@ -15,8 +15,8 @@ from tinyalign.cli import main
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.conversations import Answerer, Conversation
-from tinyalign.evaluation.runner import evaluate
+from tinyalign.evaluation.running.conversations import Answerer, Conversation
+from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.serving import lmms_eval_model
 from tinyalign.serving.lmms_eval_model import conversation
 

@@ -41,8 +41,8 @@ def arm(where: str, lives: int) -> None:
     import torch
     from transformers import TrainerState
 
-    from tinyalign.training import checkpoints
-    from tinyalign.training.trainer import TinyAlignTrainer
+    from tinyalign.training.loop.trainer import TinyAlignTrainer
+    from tinyalign.training.weights import checkpoints
 
     places = {
         "step": (TinyAlignTrainer, "compute_loss", die),
@@ -62,7 +62,7 @@ def main(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
     if job["dies"]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyalign.training.recipe import (
+from tinyalign.training.recipe.recipe import (
     CompressArgs,
     DataArgs,
     DataSource,
@@ -22,7 +22,7 @@ from tinyalign.training.recipe import (
     ModelArgs,
     Recipe,
 )
-from tinyalign.training.stage_args import StageArgs
+from tinyalign.training.recipe.stage import StageArgs
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tinyalign.training.recipe import Recipe
-from tinyalign.training.recipe_files import save_recipe
+from tinyalign.training.recipe.files import save_recipe
+from tinyalign.training.recipe.recipe import Recipe
 
 HANGS = 300  # seconds after which a process is thought to hang
 CHILD = str(Path(__file__).with_name("child.py"))

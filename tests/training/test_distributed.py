@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tinyalign.model.registration import register
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import DataSource, Recipe
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.recipe.recipe import DataSource, Recipe
 from tinyalign.training.run import train
 
 from .launching import finished, said, start

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.metering.throughput import MEASURES
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
-from tinyalign.training.throughput import MEASURES
 
 from .launching import HANGS, finished, said, start
 

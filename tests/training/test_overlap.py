@@ -10,14 +10,14 @@ import pytest
 
 from tinyalign.data.readers import open_dataset
 from tinyalign.data.sample import Message, Sample
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.builder import build_bank
-from tinyalign.model.vision import VisionEncoder
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.building.builder import build_bank
+from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training import overlap
-from tinyalign.training.compress import train_compressor
-from tinyalign.training.features import FeatureCache
+from tinyalign.training.caches.features import FeatureCache
 from tinyalign.training.overlap import say_overlap
-from tinyalign.training.recipe import CompressArgs
+from tinyalign.training.perceiver.train import train_compressor
+from tinyalign.training.recipe.recipe import CompressArgs
 
 
 @pytest.fixture(scope="module")

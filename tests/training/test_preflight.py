@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tinyalign.errors import BankError, ConfigError, DataError
-from tinyalign.training import adapters
 from tinyalign.training.preflight import check_paths
-from tinyalign.training.recipe import DataSource, MixturePart, Recipe
+from tinyalign.training.recipe.recipe import DataSource, MixturePart, Recipe
+from tinyalign.training.recipe.stage import LoraArgs
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_args import LoraArgs
-from tinyalign.training.workshop import Workshop
+from tinyalign.training.stage_run import Workshop
+from tinyalign.training.weights import adapters
 
 from .conftest import make_pairs
 

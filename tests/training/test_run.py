@@ -17,18 +17,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tinyalign.data.readers import open_dataset
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.attach import attach_memory
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor, load_compressor
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.perceiver import Compressor, load_compressor
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.registration import register
-from tinyalign.training.metrics_log import STEP_KEYS, read_metrics
-from tinyalign.training.recipe import DataSource, Recipe
-from tinyalign.training.recipe_files import load_recipe
+from tinyalign.training.loop.trainer import TinyAlignTrainer
+from tinyalign.training.metering.metrics_log import STEP_KEYS, read_metrics
+from tinyalign.training.metering.throughput import MEASURES
+from tinyalign.training.recipe.files import load_recipe
+from tinyalign.training.recipe.recipe import DataSource, Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.throughput import MEASURES
-from tinyalign.training.trainer import TinyAlignTrainer
-from tinyalign.training.workshop import Workshop
+from tinyalign.training.stage_run import Workshop
 
 
 def steps_of(folder: Path) -> list[dict]:
@@ -308,8 +308,8 @@ def test_a_soft_prompt_needs_no_bank_and_has_no_fewer_parameters(recipe: Recipe)
 def test_runs_share_perceiver_bank_and_neighbours(recipe: Recipe, monkeypatch) -> None:
     first = shop_of(recipe)
     first.dataset(recipe.data.pretrain)
-    monkeypatch.setattr("tinyalign.training.prepare.train_compressor", None)  # would raise
-    monkeypatch.setattr("tinyalign.training.prepare.NeighbourTable.build", None)
+    monkeypatch.setattr("tinyalign.training.prepare_memory.train_compressor", None)  # would raise
+    monkeypatch.setattr("tinyalign.training.prepare_memory.NeighbourTable.build", None)
     second = shop_of(replace(recipe, seed=9, output=f"{recipe.output}-again"))
     second.dataset(recipe.data.pretrain)
     assert first.bank.folder == second.bank.folder

@@ -10,7 +10,7 @@ import pytest
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
-from tinyalign.training.recipe import Recipe
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import CACHE_NOTE, RunFolder, fingerprint, run_log
 
 

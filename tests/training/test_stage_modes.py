@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from tinyalign.data.collator import Collator
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import DataSource, Recipe
+from tinyalign.training.loop.trainer import TinyAlignTrainer
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.stage import LoraArgs, StageArgs
 from tinyalign.training.run import RunResult, train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_args import LoraArgs, StageArgs
-from tinyalign.training.trainer import TinyAlignTrainer
-from tinyalign.training.workshop import Workshop
+from tinyalign.training.stage_run import Workshop
 
 FAST = StageArgs(learning_rate=3e-3, batch_size=8, language="full", checkpoint_steps=None)
 LORA = replace(FAST, language="lora", lora=LoraArgs(r=4, dropout=0.1))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyalign.errors import ConfigError
-from tinyalign.training.metrics_log import read_metrics
+from tinyalign.training.metering.metrics_log import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from html import escape
 from PIL import Image
 
 from tinyalign.evaluation.comparison import LOSS, Comparison, Flip
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Prediction, Results
-from tinyalign.evaluation.statistics import Interval
 
 SIDE = 280  # pixels of an image's longer side at most
 QUALITY = 80

@@ -11,10 +11,10 @@ from PIL import Image
 from tinyalign.data.images import load_image
 from tinyalign.data.sample import ImageRef
 from tinyalign.errors import TinyAlignError
-from tinyalign.evaluation.inputs import image_id
+from tinyalign.evaluation.running.inputs import image_id
 from tinyalign.log import logger
-from tinyalign.training.recipe import DataSource
-from tinyalign.training.sources import open_source
+from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.sources import open_source
 
 
 def find_images(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tinyalign.cli.options import POSITIONAL
-from tinyalign.cli.output import columns, say, say_json, say_table
-from tinyalign.cli.searching import SearchOptions
+from tinyalign.cli.front.options import POSITIONAL
+from tinyalign.cli.front.output import columns, say, say_json, say_table
+from tinyalign.cli.search_options import SearchOptions
 from tinyalign.errors import ConfigError
 
 

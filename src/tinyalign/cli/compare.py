@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyalign.cli.options import POSITIONAL
-from tinyalign.cli.output import columns, say, say_json, say_table
+from tinyalign.cli.front.options import POSITIONAL
+from tinyalign.cli.front.output import columns, say, say_json, say_table
 from tinyalign.errors import ConfigError, EvaluationError, TinyAlignError
 from tinyalign.log import logger
 
@@ -218,7 +218,7 @@ def _benchmark_images(
 
 def _memory_texts(side: Side, found: Comparison) -> dict[str, str]:
     """Texts of the memories on the page, where the bank is still to be had."""
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.memory.bank.bank import MemoryBank
 
     ids = {i for flip in found.flips for one in (flip.a, flip.b) for i in one.memory_ids}
     if side.results.bank is None or not ids:

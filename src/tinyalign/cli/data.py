@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinyalign.cli.options import POSITIONAL
-from tinyalign.cli.output import say, say_json, say_table
+from tinyalign.cli.front.options import POSITIONAL
+from tinyalign.cli.front.output import say, say_json, say_table
 from tinyalign.errors import ModelError
-from tinyalign.training.recipe import DataSource
+from tinyalign.training.recipe.recipe import DataSource
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ def validate(args: ValidateArgs) -> int:
     are counted in a table and named; so are shards that cannot be read to their end.
     """
     from tinyalign.data.validate import validate as look
-    from tinyalign.training.sources import open_source, open_source_stream
+    from tinyalign.training.recipe.sources import open_source, open_source_stream
 
     if args.streaming:
         in_order = replace(args, shuffle_buffer=0)
@@ -67,8 +67,8 @@ def load_tokenizer(spec: str) -> Any:
     """The tokenizer of what `load_language` takes, without loading the language model."""
     from transformers import AutoTokenizer
 
-    from tinyalign.model.language import PACKAGED
-    from tinyalign.model.packaged import packaged_file
+    from tinyalign.model.backbones.language import PACKAGED
+    from tinyalign.model.backbones.packaged_weights import packaged_file
 
     name = str(packaged_file(*PACKAGED[spec])) if spec in PACKAGED else spec
     folder, file = _folder_and_file(name)

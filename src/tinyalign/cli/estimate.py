@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tinyalign.cli.options import REST
-from tinyalign.cli.output import columns, facts, say, say_json, say_table, size
+from tinyalign.cli.front.options import REST
+from tinyalign.cli.front.output import columns, facts, say, say_json, say_table, size
 from tinyalign.cli.train import recipe_options
 
 if TYPE_CHECKING:
-    from tinyalign.training.estimate import Estimate, StageEstimate
+    from tinyalign.training.estimate.estimate import Estimate, StageEstimate
 
 
 @dataclass(kw_only=True)
@@ -42,9 +42,9 @@ def estimate(args: EstimateArgs) -> int:
 
     Every field of the recipe is an option too, as for `tinyalign train`.
     """
-    from tinyalign.training.estimate import Pace, amounts_said
-    from tinyalign.training.estimate import estimate as run
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.estimate.estimate import Pace, amounts_said
+    from tinyalign.training.estimate.estimate import estimate as run
+    from tinyalign.training.recipe.files import load_recipe
 
     recipe = load_recipe(args.config, args.overrides)
     said = amounts_said(args.samples, args.finetune_samples, args.text_tokens)

@@ -6,21 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinyalign.cli.benchmark import BenchmarkOptions, about, check_untouched, open_benchmark
+from tinyalign.cli.evaluate_benchmark import (
+    BenchmarkOptions,
+    about,
+    check_untouched,
+    open_benchmark,
+)
+from tinyalign.cli.front.options import NAME, DataOptions
+from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 from tinyalign.cli.lmms_eval import evaluate_lmms_eval
-from tinyalign.cli.options import NAME, DataOptions
-from tinyalign.cli.output import columns, facts, say, say_json, say_table
-from tinyalign.cli.searching import SearchOptions
+from tinyalign.cli.search_options import SearchOptions
 from tinyalign.cli.unread_question import warn_of_unread_question
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
-from tinyalign.training.recipe import RECIPE_ONLY, DataSource
+from tinyalign.training.recipe.recipe import RECIPE_ONLY, DataSource
 
 if TYPE_CHECKING:
     from tinyalign.data.sample import Sample
     from tinyalign.evaluation.contamination import Contamination
-    from tinyalign.evaluation.runner import Evaluation
-    from tinyalign.evaluation.statistics import Interval
+    from tinyalign.evaluation.metrics.intervals import Interval
+    from tinyalign.evaluation.running.runner import Evaluation
 
 TASK_ONLY = ("format", "image_folder", "split", "prompt", "captions")
 """Options that say how a data set of --task is read."""
@@ -100,7 +105,7 @@ def evaluate(args: EvaluateArgs) -> int:
     A memory of the judged image itself is never shown to the model. Started by torchrun or
     `accelerate launch`, every process judges a share.
     """
-    from tinyalign.evaluation.shards import join_ranks, leave_ranks, rank
+    from tinyalign.evaluation.running.shards import join_ranks, leave_ranks, rank
 
     if args.lmms_eval is not None:
         return evaluate_lmms_eval(args)
@@ -117,9 +122,9 @@ def evaluate(args: EvaluateArgs) -> int:
 
 def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
     """What was found, by the row's name; of one row alone by what was measured."""
-    from tinyalign.evaluation.rows import evaluate_rows, with_mode
-    from tinyalign.evaluation.runner import evaluate as judge
-    from tinyalign.evaluation.shards import Shard, local_device, rank
+    from tinyalign.evaluation.controls.rows import evaluate_rows, with_mode
+    from tinyalign.evaluation.running.runner import evaluate as judge
+    from tinyalign.evaluation.running.shards import Shard, local_device, rank
     from tinyalign.serving.load import load
 
     shard = None if args.shard is None else Shard.parse(args.shard)
@@ -153,7 +158,7 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
 def _asked(args: EvaluateArgs) -> tuple[Sequence[Sample], dict[str, Any]]:
     """The samples of the task or benchmark, and what the runner must know of them."""
     from tinyalign.evaluation.benchmarks.asking import prepare
-    from tinyalign.training.sources import open_source
+    from tinyalign.training.recipe.sources import open_source
 
     if args.benchmark is None:
         samples = open_source(args, args.seed)
@@ -182,11 +187,11 @@ def _asked(args: EvaluateArgs) -> tuple[Sequence[Sample], dict[str, Any]]:
 def _contamination(args: EvaluateArgs, samples: Sequence[Sample]) -> Contamination:
     """The samples' overlap with bank and training data; with --strict there must be none."""
     from tinyalign.evaluation.contamination import Contamination, find_contamination
-    from tinyalign.evaluation.shards import gather, rank
-    from tinyalign.memory.bank import MemoryBank
+    from tinyalign.evaluation.running.shards import gather, rank
+    from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.serving.load import find_bank
-    from tinyalign.training.features import default_cache_folder
-    from tinyalign.training.sources import open_source
+    from tinyalign.training.caches.features import default_cache_folder
+    from tinyalign.training.recipe.sources import open_source
 
     if args.bank is None and args.train_data is None and args.benchmark is None:
         return Contamination()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyalign.cli.options import POSITIONAL
-from tinyalign.cli.output import columns, say, say_json, say_table
+from tinyalign.cli.front.options import POSITIONAL
+from tinyalign.cli.front.output import columns, say, say_json, say_table
 
 
 @dataclass(kw_only=True)
@@ -25,7 +25,7 @@ def recipes_launch(args: RecipesLaunchArgs) -> int:
     accelerate launch --config_file $(tinyalign recipes launch fsdp2) --num_processes 4
     -m tinyalign train --config NAME
     """
-    from tinyalign.training.recipe_files import find_launch, shipped_launches
+    from tinyalign.training.recipe.files import find_launch, shipped_launches
 
     if args.name is not None:
         path = find_launch(args.name)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from tinyalign.cli.output import columns, facts, say, say_json, say_table
+from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 from tinyalign.errors import ConfigError, EvaluationError
-from tinyalign.training.recipe import DataSource
+from tinyalign.training.recipe.recipe import DataSource
 
 if TYPE_CHECKING:
     from tinyalign.cli.evaluate import EvaluateArgs
     from tinyalign.evaluation.contamination import Contamination
-    from tinyalign.evaluation.conversations import Conversation
     from tinyalign.evaluation.lmms_eval_tasks import TaskRun
     from tinyalign.evaluation.results import Results
+    from tinyalign.evaluation.running.conversations import Conversation
 
 TAKEN = (
     "lmms_eval", "include_path", "model", "bank", "out", "resume", "memory", "k", "limit",
@@ -87,7 +87,7 @@ class _Seen:
 
     def of(self, ids: list[str], hashes: list[tuple[str, ...]]) -> Contamination:
         from tinyalign.evaluation.contamination import contamination_of
-        from tinyalign.training.sources import open_source
+        from tinyalign.training.recipe.sources import open_source
 
         train = self.args.train_data
         source = None if train is None else open_source(DataSource(path=train), self.args.seed)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyalign.cli.output import say_json
+from tinyalign.cli.front.output import say_json
 from tinyalign.errors import ConfigError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyalign.cli.benchmark import BenchmarkOptions, about, open_benchmark
-from tinyalign.cli.output import columns, facts, say, say_json, say_table
+from tinyalign.cli.evaluate_benchmark import BenchmarkOptions, about, open_benchmark
+from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyalign.cli.options import POSITIONAL, REST
-from tinyalign.cli.output import columns, facts, say, say_json, say_table
+from tinyalign.cli.front.options import POSITIONAL, REST
+from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 
 
 @dataclass(kw_only=True)
@@ -38,8 +38,8 @@ def train(args: TrainArgs) -> int:
     Every field of the recipe is an option too and wins over the file, such as
     `--pretrain.learning_rate 5e-4`, `--seed 1` or `--device cpu`.
     """
-    from tinyalign.training.launch import is_first
-    from tinyalign.training.recipe_files import load_recipe
+    from tinyalign.training.machine.launch import is_first
+    from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train as run
 
     recipe = load_recipe(args.config, _overrides(args))
@@ -67,7 +67,7 @@ def recipe_options() -> Any:
     """The recipe's options with their help; --config comes with `TrainArgs`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    from tinyalign.training.recipe import Recipe
+    from tinyalign.training.recipe.recipe import Recipe
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser()
@@ -110,7 +110,7 @@ class RecipesListArgs:
 
 def recipes_list(args: RecipesListArgs) -> int:
     """The recipes that come with TinyAlign; `tinyalign train --config NAME` takes them by name."""
-    from tinyalign.training.recipe_files import find_recipe, load_recipe, shipped_recipes
+    from tinyalign.training.recipe.files import find_recipe, load_recipe, shipped_recipes
 
     rows = []
     for name in shipped_recipes():
@@ -141,7 +141,7 @@ def recipes_show(args: RecipesShowArgs) -> int:
     """A recipe as it is written: copy it to a file of your own and change that."""
     import yaml
 
-    from tinyalign.training.recipe_files import find_recipe, load_recipe
+    from tinyalign.training.recipe.files import find_recipe, load_recipe
 
     path = find_recipe(args.name)
     if args.json:

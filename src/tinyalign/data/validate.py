@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinyalign.data.images import MissingImageError, load_image
-from tinyalign.data.readers.shard_dataset import ShardDataset
-from tinyalign.data.readers.streaming import SampleStream, StreamReport
+from tinyalign.data.readers.shards.dataset import ShardDataset
+from tinyalign.data.readers.shards.stream import SampleStream, StreamReport
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
 from tinyalign.hashing import hash_bytes

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.results import Prediction, Results
-from tinyalign.evaluation.statistics import (
+from tinyalign.evaluation.metrics.intervals import (
     Floats,
     Interval,
     interval,
@@ -19,6 +18,7 @@ from tinyalign.evaluation.statistics import (
     paired_test,
     per_item,
 )
+from tinyalign.evaluation.results import Prediction, Results
 from tinyalign.training.run_folder import differences
 
 LOSS = "loss"

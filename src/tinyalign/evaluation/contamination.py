@@ -22,8 +22,8 @@ from tinyalign.errors import DataError, EvaluationError
 from tinyalign.evaluation.results import Prediction, Skipped
 from tinyalign.log import progress
 from tinyalign.memory.audit import NEAR
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.training.image_index import ImageIndex, reference
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.training.caches.image_index import ImageIndex, reference
 
 EXAMPLES = 5
 BATCH = 256

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from tinyalign.errors import EvaluationError
+from tinyalign.evaluation.metrics.intervals import Interval, interval, per_item
 from tinyalign.evaluation.results import Prediction
-from tinyalign.evaluation.statistics import Interval, interval, per_item
 
 
 class LmmsModel(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 
 import tinyalign
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.statistics import Interval
+from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.training.run_folder import differences
 
 RESULTS = "results.json"

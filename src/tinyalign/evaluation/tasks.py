@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.caption_metrics import (
+from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
+from tinyalign.evaluation.metrics.captions import (
     DocumentFrequencies,
     bleu,
     bleu_statistics,
     cider_scores,
 )
-from tinyalign.evaluation.caption_tokens import caption_tokens
+from tinyalign.evaluation.metrics.intervals import Interval, interval, per_item
+from tinyalign.evaluation.metrics.vqa import vqa_accuracy
 from tinyalign.evaluation.results import Prediction
-from tinyalign.evaluation.statistics import Interval, interval, per_item
-from tinyalign.evaluation.vqa_metrics import vqa_accuracy
 
 Task = Literal["caption", "vqa", "easy_vqa"]
 TASKS: tuple[str, ...] = get_args(Task)

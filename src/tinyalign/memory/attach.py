@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyalign.errors import BankError
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.index import RECALL, Engine
-from tinyalign.memory.opening import open_bank
-from tinyalign.memory.retriever import Retriever, check_encoder
-from tinyalign.model.vision import VisionEncoder
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.open_bank import open_bank
+from tinyalign.memory.search.index import RECALL, Engine
+from tinyalign.memory.search.retriever import Retriever, check_encoder
+from tinyalign.model.backbones.vision import VisionEncoder
 
 
 def attach_memory(

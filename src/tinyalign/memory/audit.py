@@ -19,14 +19,14 @@ from torch import Tensor
 from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, DataError, first_few
 from tinyalign.log import logger, progress
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor, load_compressor
-from tinyalign.memory.index import KeyIndex
-from tinyalign.memory.maker import Batches, LeftOut, Prepared, encode
-from tinyalign.memory.retriever import check_encoder
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.building.make_entries import Batches, LeftOut, Prepared, encode
+from tinyalign.memory.perceiver import Compressor, load_compressor
+from tinyalign.memory.search.index import KeyIndex
+from tinyalign.memory.search.retriever import check_encoder
 
 if TYPE_CHECKING:
-    from tinyalign.model.vision import VisionEncoder
+    from tinyalign.model.backbones.vision import VisionEncoder
 
 NEAR = 0.98
 NEAREST = 5  # near-duplicates listed for a sample, at most

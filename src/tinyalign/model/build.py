@@ -13,13 +13,13 @@ from transformers import AutoModel, GenerationConfig
 from tinyalign.data.chat import IMAGE_TOKEN, MEMORY_TOKEN, choose_template, end_token_id
 from tinyalign.errors import ModelError
 from tinyalign.log import logger
+from tinyalign.model.backbones.language import load_language
+from tinyalign.model.backbones.vision import Layer, Select, VisionEncoder, load_vision
 from tinyalign.model.configuration import TinyAlignConfig
-from tinyalign.model.connectors import build_connector, match_scale, rms
-from tinyalign.model.language import load_language
-from tinyalign.model.memory_connector import MemoryConnector
+from tinyalign.model.connectors.image import build_connector, match_scale, rms
+from tinyalign.model.connectors.memory import MemoryConnector
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
-from tinyalign.model.vision import Layer, Select, VisionEncoder, load_vision
 
 
 def build_model(

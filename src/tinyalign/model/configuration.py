@@ -8,11 +8,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from tinyalign.errors import ConfigError
-from tinyalign.model.connectors import CONNECTORS
-from tinyalign.model.memory_connector import FUSIONS
+from tinyalign.model.backbones.vision import feature_width
+from tinyalign.model.connectors.image import CONNECTORS
+from tinyalign.model.connectors.memory import FUSIONS
 from tinyalign.model.perceiver import PerceiverCompressorConfig
 from tinyalign.model.remote import AUTO_MAP, PackageIsTheCode, write_remote_module
-from tinyalign.model.vision import feature_width
 
 
 class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):

@@ -21,15 +21,15 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from tinyalign.errors import ModelError
+from tinyalign.model.backbones.vision import tower_features
 from tinyalign.model.configuration import TinyAlignConfig
-from tinyalign.model.connectors import build_connector
+from tinyalign.model.connectors.image import build_connector
+from tinyalign.model.connectors.memory import MemoryConnector
 from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.head_loss import CrossEntropy, head_loss
-from tinyalign.model.memory_connector import MemoryConnector
-from tinyalign.model.packed import segment_mask
+from tinyalign.model.packing.attention import segment_mask
 from tinyalign.model.remote import PackageIsTheCode
-from tinyalign.model.unused import touch_unused
-from tinyalign.model.vision import tower_features
+from tinyalign.model.unused_parameters import touch_unused
 
 
 @dataclass
@@ -361,7 +361,7 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         the memory of the logits; there are none in the output then (`model.head_loss`).
         segments (S, L): the batch is one packed row (1, T) of S samples; of each the places of
         its tokens, -1 behind its end (`data.collator.PackedCollator`; the LLM must have been
-        through `model.packed.enable_packing`). Memories are then (S, k, 32, 96) and position_ids
+        through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and position_ids
         start at 0 in each sample, whose first label is -100. attention_mask is not used.
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """

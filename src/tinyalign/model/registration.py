@@ -9,8 +9,11 @@ def register() -> None:
     """Register all configs, models and the processor. Calling it again changes nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+    from tinyalign.model.backbones.efficientnet_lite import (
+        EfficientNetLiteConfig,
+        EfficientNetLiteModel,
+    )
     from tinyalign.model.configuration import TinyAlignConfig
-    from tinyalign.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
     from tinyalign.model.modeling import TinyAlignForConditionalGeneration, TinyAlignModel
     from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
     from tinyalign.model.processing import TinyAlignProcessor

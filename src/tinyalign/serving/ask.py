@@ -13,7 +13,7 @@ from PIL import Image
 
 from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef
-from tinyalign.memory.retriever import Retriever
+from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.protocols import MemoryBatch
 
 

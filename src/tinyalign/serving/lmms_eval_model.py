@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.conversations import Answerer, Conversation
+from tinyalign.evaluation.controls.rows import MemoryMode, with_mode
 from tinyalign.evaluation.results import Prediction
-from tinyalign.evaluation.rows import MemoryMode, with_mode
+from tinyalign.evaluation.running.conversations import Answerer, Conversation
 from tinyalign.log import logger, progress
-from tinyalign.memory.index import RECALL, Engine
+from tinyalign.memory.search.index import RECALL, Engine
 from tinyalign.serving.load import load
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from safetensors import SafetensorError
 from tinyalign.errors import BankError, ConfigError, ModelError
 from tinyalign.log import logger
 from tinyalign.memory.attach import attach_memory
-from tinyalign.memory.files import cannot_read
-from tinyalign.memory.index import RECALL, Engine
-from tinyalign.memory.manifest import MANIFEST
-from tinyalign.memory.milvus_address import is_milvus
-from tinyalign.memory.retriever import Retriever
+from tinyalign.memory.bank.files import cannot_read
+from tinyalign.memory.bank.manifest import MANIFEST
+from tinyalign.memory.milvus.address import is_milvus
+from tinyalign.memory.search.index import RECALL, Engine
+from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
-from tinyalign.training.parts import choose_device, find_model
-from tinyalign.training.workshop import MEMORY_NOTE
+from tinyalign.training.stage_run import MEMORY_NOTE
+from tinyalign.training.weights.models import choose_device, find_model
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from tinyalign.data.sample import Sample
 from tinyalign.log import logger
 from tinyalign.memory.audit import Audit, audit
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.compressor import Compressor
-from tinyalign.training.features import Features
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.perceiver import Compressor
+from tinyalign.training.caches.features import Features
 
 SEARCHED = 1000
 """Samples that are searched for, at most."""

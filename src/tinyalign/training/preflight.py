@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tinyalign.errors import BankError, ConfigError, DataError
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.training.parts import find_model
-from tinyalign.training.recipe import DataSource, MemoryArgs, Recipe
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.training.recipe.recipe import DataSource, MemoryArgs, Recipe
+from tinyalign.training.recipe.sources import check_source
 from tinyalign.training.run_folder import CACHE_NOTE, RunFolder, Stage
-from tinyalign.training.sources import check_source
+from tinyalign.training.weights.models import find_model
 
 
 def check_paths(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> None:

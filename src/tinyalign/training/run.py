@@ -12,16 +12,16 @@ from typing import Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
-from tinyalign.training.adapters import check_installed
-from tinyalign.training.launch import first_goes_first, is_first, join, wait_for_all
-from tinyalign.training.parts import choose_device
-from tinyalign.training.precision import check_machine
+from tinyalign.training.machine.launch import first_goes_first, is_first, join, wait_for_all
+from tinyalign.training.machine.precision import check_machine
+from tinyalign.training.metering.tracking import check_trackers
 from tinyalign.training.preflight import check_paths
-from tinyalign.training.recipe import Recipe
-from tinyalign.training.recipe_files import save_recipe
+from tinyalign.training.recipe.files import save_recipe
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder, Stage, StageResult, run_log
-from tinyalign.training.tracking import check_trackers
-from tinyalign.training.workshop import MEMORY_NOTE, Workshop
+from tinyalign.training.stage_run import MEMORY_NOTE, Workshop
+from tinyalign.training.weights.adapters import check_installed
+from tinyalign.training.weights.models import choose_device
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
-from tinyalign.memory.files import write_atomically
-from tinyalign.training.checkpoints import last_checkpoint
-from tinyalign.training.early_stopping import BEST
-from tinyalign.training.metrics_log import read_metrics
-from tinyalign.training.recipe import DataArgs, DataSource, MemoryArgs, Recipe
+from tinyalign.memory.bank.files import write_atomically
+from tinyalign.training.loop.early_stopping import BEST
+from tinyalign.training.metering.metrics_log import read_metrics
+from tinyalign.training.recipe.recipe import DataArgs, DataSource, MemoryArgs, Recipe
+from tinyalign.training.weights.checkpoints import last_checkpoint
 
 Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"

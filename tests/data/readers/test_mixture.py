@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 
 from tinyalign.data.readers.mixture import MixtureStream
-from tinyalign.data.readers.shards import SequenceShard
-from tinyalign.data.readers.streaming import SampleStream
+from tinyalign.data.readers.shards.shard import SequenceShard
+from tinyalign.data.readers.shards.stream import SampleStream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from tinyalign.data.readers import open_dataset, open_stream
-from tinyalign.data.readers import streaming as module
+from tinyalign.data.readers.shards import stream as module
 
 
 class Ranges(BaseHTTPRequestHandler):

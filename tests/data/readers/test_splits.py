@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinyalign.data.readers import open_dataset, open_stream
-from tinyalign.data.readers.shards import find_shards
+from tinyalign.data.readers.shards.shard import find_shards
 from tinyalign.data.readers.splits import files_of_split
 from tinyalign.errors import DataError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tinyalign.data.readers import open_dataset
-from tinyalign.data.readers.parquet_shard import ParquetShard
 from tinyalign.data.readers.records import Reading
+from tinyalign.data.readers.shards.parquet_shard import ParquetShard
 from tinyalign.data.readers.text_field import id_of, text_of
 from tinyalign.data.validate import validate
 from tinyalign.errors import DataError

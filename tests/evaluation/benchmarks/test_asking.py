@@ -11,10 +11,10 @@ from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.asking import Asking, prepare
 from tinyalign.evaluation.benchmarks.registry import get_benchmark
 from tinyalign.evaluation.benchmarks.scoring import score_files
+from tinyalign.evaluation.controls.rows import evaluate_rows
 from tinyalign.evaluation.results import read_results
-from tinyalign.evaluation.rows import evaluate_rows
-from tinyalign.evaluation.runner import evaluate
-from tinyalign.evaluation.shards import Shard
+from tinyalign.evaluation.running.runner import evaluate
+from tinyalign.evaluation.running.shards import Shard
 
 from ..conftest import World
 from .official import OFFICIAL

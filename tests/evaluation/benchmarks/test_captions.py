@@ -8,7 +8,7 @@ import pytest
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.registry import get_benchmark
-from tinyalign.evaluation.caption_metrics import rouge_l_scores
+from tinyalign.evaluation.metrics.captions import rouge_l_scores
 
 
 @pytest.fixture

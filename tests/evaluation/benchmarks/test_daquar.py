@@ -49,7 +49,7 @@ def test_wups_forgives_near_words(references, predictions, metrics_of, small_wor
 def test_no_wordnet_is_an_error_that_says_how_to_get_one(
     references, predictions, metrics_of, monkeypatch
 ):
-    monkeypatch.setattr("tinyalign.evaluation.wordnet.usual_places", lambda: [])
+    monkeypatch.setattr("tinyalign.evaluation.metrics.wordnet.usual_places", lambda: [])
     with pytest.raises(EvaluationError, match=r"wordnet-base.*--no-wups"):
         metrics_of("daquar", predictions, references)
     with pytest.raises(EvaluationError, match="wordnet-base"):

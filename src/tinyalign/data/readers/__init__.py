@@ -13,10 +13,10 @@ from tinyalign.data.readers.lazy import Head
 from tinyalign.data.readers.llava import LlavaDataset
 from tinyalign.data.readers.parquet import TableDataset, read_parquet, read_saved
 from tinyalign.data.readers.records import Reading
-from tinyalign.data.readers.shard_dataset import ShardDataset
-from tinyalign.data.readers.shards import TAR_SUFFIXES, SequenceShard, Shard, find_shards
+from tinyalign.data.readers.shards.dataset import ShardDataset
+from tinyalign.data.readers.shards.shard import TAR_SUFFIXES, SequenceShard, Shard, find_shards
+from tinyalign.data.readers.shards.stream import SHUFFLE_BUFFER, Part, SampleStream, open_shards
 from tinyalign.data.readers.splits import files_of_split
-from tinyalign.data.readers.streaming import SHUFFLE_BUFFER, Part, SampleStream, open_shards
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 

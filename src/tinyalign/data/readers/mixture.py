@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyalign.data.readers.streaming import Stream, StreamReport
+from tinyalign.data.readers.shards.stream import Stream, StreamReport
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError
 

@@ -14,7 +14,7 @@ from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.answers import Answers, read_answers
 from tinyalign.evaluation.benchmarks.protocols import LLAVA, Protocol
 from tinyalign.evaluation.benchmarks.tables import Table
-from tinyalign.evaluation.statistics import Interval
+from tinyalign.evaluation.metrics.intervals import Interval
 
 MULTIPLE_CHOICE = "multiple-choice"
 OPEN = "open"

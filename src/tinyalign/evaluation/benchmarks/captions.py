@@ -27,15 +27,15 @@ from tinyalign.evaluation.benchmarks.protocols import (
     plain,
 )
 from tinyalign.evaluation.benchmarks.tables import Table, is_table, open_table
-from tinyalign.evaluation.caption_metrics import (
+from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
+from tinyalign.evaluation.metrics.captions import (
     DocumentFrequencies,
     bleu,
     bleu_statistics,
     cider_scores,
     rouge_l_scores,
 )
-from tinyalign.evaluation.caption_tokens import caption_tokens
-from tinyalign.evaluation.statistics import interval, per_item
+from tinyalign.evaluation.metrics.intervals import interval, per_item
 
 
 class Captions(Benchmark):

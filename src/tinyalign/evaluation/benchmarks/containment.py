@@ -14,7 +14,7 @@ from tinyalign.evaluation.benchmarks.base import Benchmark, Judged, Question
 from tinyalign.evaluation.benchmarks.measures import mean
 from tinyalign.evaluation.benchmarks.mmvet import MmVet
 from tinyalign.evaluation.benchmarks.protocols import Protocol
-from tinyalign.evaluation.vqa_metrics import normalise_answer
+from tinyalign.evaluation.metrics.vqa import normalise_answer
 
 
 def containment(truth: str, text: str) -> float:

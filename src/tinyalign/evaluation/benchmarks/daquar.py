@@ -20,8 +20,8 @@ from tinyalign.evaluation.benchmarks.locate import file_of, folder_of
 from tinyalign.evaluation.benchmarks.measures import mean
 from tinyalign.evaluation.benchmarks.protocols import Protocol, by_name, llava, plain
 from tinyalign.evaluation.benchmarks.tables import Table, is_table, open_table
-from tinyalign.evaluation.wordnet import WordNet
-from tinyalign.evaluation.wups import exact, set_score, wups
+from tinyalign.evaluation.metrics.wordnet import WordNet
+from tinyalign.evaluation.metrics.wups import exact, set_score, wups
 
 THRESHOLDS = (0.9, 0.0)
 _IN_IMAGE = re.compile(r"\s+in\s+(?:the\s+)?(image\d+)\s*\?\s*$")

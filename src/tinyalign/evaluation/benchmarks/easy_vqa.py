@@ -10,7 +10,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.evaluation.benchmarks.base import Benchmark, Judged, Question, Questions
 from tinyalign.evaluation.benchmarks.measures import mean, means_by_group
 from tinyalign.evaluation.benchmarks.protocols import Protocol, by_name, llava, plain
-from tinyalign.evaluation.vqa_metrics import normalise_answer
+from tinyalign.evaluation.metrics.vqa import normalise_answer
 
 
 class EasyVqa(Benchmark):

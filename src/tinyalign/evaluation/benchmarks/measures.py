@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tinyalign.evaluation.benchmarks.base import Question
-from tinyalign.evaluation.statistics import Floats, Interval, interval, per_item
+from tinyalign.evaluation.metrics.intervals import Floats, Interval, interval, per_item
 
 
 def safe_ratio(part: Floats, whole: Floats) -> Floats:

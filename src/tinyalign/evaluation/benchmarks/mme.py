@@ -22,7 +22,7 @@ from tinyalign.evaluation.benchmarks.base import (
 from tinyalign.evaluation.benchmarks.measures import safe_ratio
 from tinyalign.evaluation.benchmarks.protocols import Protocol, by_name, llava, lmms_eval, plain
 from tinyalign.evaluation.benchmarks.tables import Table, is_table, open_table
-from tinyalign.evaluation.statistics import Floats, interval
+from tinyalign.evaluation.metrics.intervals import Floats, interval
 
 PERCEPTION = (
     "existence",

@@ -20,7 +20,7 @@ from tinyalign.evaluation.benchmarks.locate import beside, file_of, folder_of
 from tinyalign.evaluation.benchmarks.measures import mean, means_by_group
 from tinyalign.evaluation.benchmarks.protocols import Protocol, by_name, llava, lmms_eval, plain
 from tinyalign.evaluation.benchmarks.tables import Table, is_table, open_table
-from tinyalign.evaluation.vqa_metrics import m4c_answer, official_vqa_accuracy
+from tinyalign.evaluation.metrics.vqa import m4c_answer, official_vqa_accuracy
 
 
 class Vqav2(Benchmark):

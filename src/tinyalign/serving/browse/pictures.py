@@ -18,7 +18,7 @@ from PIL import Image
 from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
-from tinyalign.memory.entries import Entry
+from tinyalign.memory.bank.entries import Entry
 
 SIDES = {"small": 320, "large": 1280}
 """Longest side of each size that is served, in pixels."""

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from tinyalign.errors import ConfigError, TinyAlignError
 from tinyalign.log import logger
-from tinyalign.memory.bank import MemoryBank
-from tinyalign.memory.entries import Entry
-from tinyalign.memory.retriever import Retriever, are_related, check_encoder
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.bank.entries import Entry
+from tinyalign.memory.search.retriever import Retriever, are_related, check_encoder
 from tinyalign.serving.browse.keymap import KeyMap, cluster_names, key_map, methods
 from tinyalign.serving.browse.pictures import Pictures
 
 if TYPE_CHECKING:
-    from tinyalign.model.vision import VisionEncoder
+    from tinyalign.model.backbones.vision import VisionEncoder
 
 PAGE_SIZE = 60
 MOST_HITS = 200
@@ -222,7 +222,7 @@ class BankView:
             return self._vision.encode([image])[0]
 
     def _load_vision(self) -> VisionEncoder:
-        from tinyalign.model.vision import VisionEncoder
+        from tinyalign.model.backbones.vision import VisionEncoder
 
         if not self.vision_name:
             raise ConfigError(

@@ -1,0 +1,113 @@
+"""Batches of items -> predictions, asking the same question only once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tinyalign.evaluation.results import Prediction
+from tinyalign.evaluation.running.answering import answer_losses, answers
+from tinyalign.evaluation.running.inputs import Item, retrieve, vision_features
+from tinyalign.memory.building.builder import FeatureRows
+from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+
+
+class Judge:
+    """A model with what it is asked through."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        retriever: MemoryRetriever | None,
+        max_new_tokens: int,
+        cached_features: FeatureRows | None = None,
+        show_image: bool = True,
+        loss: bool = True,
+    ) -> None:
+        """`max_new_tokens` 0 asks for no answer; without `show_image` text is all there is;
+        without `loss` no answer is shown to the model."""
+        self.model, self.processor = model, processor
+        self.retriever = retriever if show_image else None
+        self.show_image = show_image
+        self.vision = VisionEncoder.from_model(model, processor)
+        self.cached_features = cached_features
+        self.max_new_tokens = max_new_tokens
+        self.loss = loss
+        self._answered: dict[tuple[object, ...], str] = {}
+
+    def judge(self, items: list[Item]) -> dict[int, Prediction]:
+        """Predictions without scores, by index of the sample."""
+        if not items:
+            return {}
+        inputs, memory = self._inputs(items)
+        losses, counts = self._losses(items, inputs)
+        memory_ids = memory.ids if memory is not None else [[] for _ in items]
+        texts = self._answers(items, inputs, memory_ids)
+        found: dict[int, Prediction] = {}
+        for row, item in enumerate(items):
+            ids = tuple(memory_ids[row])
+            scores = memory.scores[row, : len(ids)].tolist() if memory is not None else ()
+            found[item.index] = Prediction(
+                id=item.sample.id,
+                image_id=item.image_id,
+                instruction=item.sample.instruction,
+                prediction=texts[row],
+                references=item.references,
+                loss_sum=losses[row],
+                supervised_tokens=counts[row],
+                memory_ids=ids,
+                memory_scores=tuple(scores),
+                category=item.sample.category,
+            )
+        return found
+
+    def _losses(
+        self, items: list[Item], inputs: dict[str, Tensor]
+    ) -> tuple[list[float], list[int]]:
+        if not self.loss:
+            return [0.0] * len(items), [0] * len(items)
+        pad = self.processor.tokenizer.pad_token_id
+        return answer_losses(self.model, [item.full for item in items], inputs, pad)
+
+    def _inputs(self, items: list[Item]) -> tuple[dict[str, Tensor], MemoryBatch | None]:
+        """What the model reads besides token ids, row by row, and the memories in it."""
+        if not self.show_image:
+            return {}, None
+        features = vision_features(items, self.vision, self.cached_features)
+        if self.retriever is None:
+            return {"vision_features": features}, None
+        memory = retrieve(items, features, self.retriever, self.processor)
+        return {
+            "vision_features": features,
+            "memory_values": memory.values,
+            "memory_mask": memory.mask,
+            "memory_scores": memory.scores,
+        }, memory
+
+    def _answers(
+        self, items: list[Item], inputs: dict[str, Tensor], memory_ids: list[list[str]]
+    ) -> list[str]:
+        if not self.max_new_tokens:
+            return [""] * len(items)
+        questions = [
+            (item.image_id if self.show_image else None, *item.prompt.input_ids, *ids)
+            for item, ids in zip(items, memory_ids)
+        ]
+        new: dict[tuple[object, ...], int] = {}
+        for row, question in enumerate(questions):
+            if question not in self._answered:
+                new.setdefault(question, row)
+        if new:
+            rows = list(new.values())
+            texts = answers(
+                self.model,
+                [items[row].prompt for row in rows],
+                {name: tensor[rows] for name, tensor in inputs.items()},
+                self.processor.tokenizer,
+                self.max_new_tokens,
+            )
+            self._answered.update(zip(new, texts))
+        return [self._answered[question] for question in questions]

@@ -1,0 +1,112 @@
+"""Recipes on disk: shipped ones by name, any by path, with overrides as on the command line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinyalign.errors import ConfigError, TinyAlignError
+from tinyalign.training.recipe.recipe import Recipe
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = resources.files("tinyalign") / "recipes"
+    names = [entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in names)
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """Path of a recipe: a YAML file, or the name of a shipped one. ConfigError lists those."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    name = path.name.removesuffix(".yaml")
+    if name in shipped_recipes():
+        return Path(str(resources.files("tinyalign") / "recipes" / f"{name}.yaml"))
+    raise ConfigError(
+        f"{name_or_path}: no such recipe file, and no recipe of that name is shipped; there are "
+        f"{', '.join(shipped_recipes())}"
+    )
+
+
+def shipped_launches() -> list[str]:
+    """Names of the configurations for `accelerate launch` that come with the package, sorted."""
+    folder = resources.files("tinyalign") / "recipes" / "accelerate"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+
+
+def find_launch(name: str) -> Path:
+    """Path of a shipped configuration for `accelerate launch`. ConfigError lists those."""
+    if name not in shipped_launches():
+        raise ConfigError(
+            f"{name}: no configuration of that name is shipped; there are "
+            f"{', '.join(shipped_launches())}"
+        )
+    return Path(str(resources.files("tinyalign") / "recipes" / "accelerate" / f"{name}.yaml"))
+
+
+def recipe_parser() -> Any:
+    """A jsonargparse parser of recipes: `--config FILE` and an option for every field."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_class_arguments(Recipe, None)
+    return parser
+
+
+def load_recipe(
+    name_or_path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Read a recipe and put overrides on top.
+
+    overrides: as on the command line (["--pretrain.learning_rate", "1e-4"]), or a mapping of
+    dotted names. Raises ConfigError with one sentence for an unknown field, a value of another
+    type or a setting out of range.
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"--{name}={_as_option(value)}" for name, value in overrides.items()]
+    arguments = [] if name_or_path is None else ["--config", str(find_recipe(name_or_path))]
+    where = "recipe" if name_or_path is None else str(name_or_path)
+    parser = recipe_parser()
+    try:
+        with redirect_stderr(io.StringIO()):
+            built = parser.instantiate_classes(parser.parse_args([*arguments, *overrides]))
+        fields = {name: value for name, value in vars(built).items() if name != "config"}
+        return Recipe(**fields)
+    except TinyAlignError:
+        raise
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError, KeyError, ...
+        cause = _cause(error)
+        if cause is not None:
+            raise cause from None
+        raise ConfigError(f"{where}: {str(error).strip()}") from error
+
+
+def _cause(error: BaseException) -> TinyAlignError | None:
+    """The error of our own behind one that was wrapped on the way."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TinyAlignError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _as_option(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write everything, resolved, as YAML that `load_recipe` reads back."""
+    text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
