@@ -266,32 +266,34 @@ def build_rates(folder: Path, pairs: int, slow_pairs: int) -> dict[str, Any]:
     from tinyalign.data.images import load_image
     from tinyalign.data.readers import open_dataset
     from tinyalign.memory.building.builder import build_bank
-    from tinyalign.memory.keys.image_text import KeyFunction
+    from tinyalign.memory.keys.image_text import ImageTextKeyFunction
     from tinyalign.memory.keys.text import train_tokenizer
-    from tinyalign.memory.perceiver import Compressor
+    from tinyalign.memory.perceiver import Perceiver
     from tinyalign.model.backbones.vision import VisionEncoder
-    from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+    from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 
     samples = open_dataset(PHOTOS, captions="first", limit=pairs)
     vision = VisionEncoder.load("efficientnet-lite2", dtype=torch.bfloat16)
     tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=2048)
     few = vision.encode([load_image(samples[i].images[0]) for i in range(32)])
     torch.manual_seed(0)
-    perceiver = PerceiverCompressor(
-        PerceiverCompressorConfig(feature_dim=few.shape[-1], vocab_size=2048)
+    network = PerceiverNetwork(
+        PerceiverNetworkConfig(feature_dim=few.shape[-1], vocab_size=2048)
     ).eval()
-    key = KeyFunction.fit([few], text_table=perceiver.token_embedding.weight.detach(), alpha=1.0)
-    compressor = Compressor(perceiver, tokenizer, key)
+    key = ImageTextKeyFunction.fit(
+        [few], text_table=network.token_embedding.weight.detach(), alpha=1.0
+    )
+    perceiver = Perceiver(network, tokenizer, key)
     found: dict[str, Any] = {"pairs": pairs}
     for workers in (0, 1):
         out = folder / f"built-{workers}"
         started = time.perf_counter()
-        build_bank(samples, vision, compressor, out, workers=workers)
+        build_bank(samples, vision, perceiver, out, workers=workers)
         found[f"pairs_per_s_workers_{workers}"] = pairs / (time.perf_counter() - started)
-    pixels = PerceiverCompressor(
-        PerceiverCompressorConfig(input_mode="pixels", image_size=384, vocab_size=2048)
+    pixels = PerceiverNetwork(
+        PerceiverNetworkConfig(input_mode="pixels", image_size=384, vocab_size=2048)
     ).eval()
-    slow = Compressor(pixels, tokenizer, key)
+    slow = Perceiver(pixels, tokenizer, key)
     started = time.perf_counter()
     for i in range(slow_pairs):  # one pair at a time: features for the key, pixels for the value
         image, text = load_image(samples[i].images[0]), samples[i].text

@@ -36,34 +36,34 @@ HALVES = RUNS.with_name("flickr8k-half")
 RECIPE = "smollm2-135m-efficientnet-flickr8k"
 DEV = "../shared/data/flickr8k/dev.parquet"
 OWN_PERCEIVER = {  # of the forms that read latents through a map of their own
-    "memory.word_skip": False,
-    "memory.hidden_size": None,
-    "memory.compress.random_texts": 0.0,
-    "memory.compress.silence": False,
-    "memory.compress.epochs": 1,
+    "memory.fusion.word_skip": False,
+    "memory.fusion.hidden_size": None,
+    "memory.perceiver.random_texts": 0.0,
+    "memory.perceiver.silence": False,
+    "memory.perceiver.epochs": 1,
 }
 PAPER_FORM = {
     **OWN_PERCEIVER,
-    "memory.fusion": "width",
-    "memory.key": "pooled",
-    "memory.latents_used": 32,
-    "memory.fusion_args": {},
+    "memory.fusion.form": "width",
+    "memory.key.kind": "pooled",
+    "memory.fusion.latents_used": 32,
+    "memory.fusion.args": {},
     "memory.drop_probability": 0.0,
 }
 LINEAR = {  # as many trained parameters as the best form
     **OWN_PERCEIVER,
     "memory.k": 3,
-    "memory.linear_skip": True,
-    "memory.fusion_args": {"prompt_tokens": 32},
+    "memory.fusion.linear_skip": True,
+    "memory.fusion.args": {"prompt_tokens": 32},
 }
 SEQUENCE = {
     **LINEAR,
-    "memory.latents_used": 16,
-    "memory.fusion_args": {},
+    "memory.fusion.latents_used": 16,
+    "memory.fusion.args": {},
     "memory.drop_probability": 0.0,
 }
 PROMPT = {"prompt_tokens": 32, "prompt_hidden_size": 1536}
-RANDOM = {"memory.control": "random_neighbours"}
+RANDOM = {"memory.control": "random"}
 UNTRAINED = {"memory.control": "untrained_perceiver"}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline: no memory", {**SEQUENCE, "memory.k": 0}),
@@ -73,7 +73,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "soft_prompt_large": (
         "control: soft prompt, as many parameters as the best form",
-        {**PAPER_FORM, "memory.control": "soft_prompt", "memory.hidden_size": 1578},
+        {**PAPER_FORM, "memory.control": "soft_prompt", "memory.fusion.hidden_size": 1578},
     ),
     "random": ("control: best form, random neighbours", RANDOM),
     "untrained": ("control: best form, untrained Perceiver", UNTRAINED),
@@ -91,10 +91,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         {**LINEAR, **UNTRAINED},
     ),
     "linear": ("linear skip, prompt, drop-out", LINEAR),
-    "words": ("words, k = 3, prompt first", {"memory.k": 3, "memory.fusion_args": PROMPT}),
+    "words": ("words, k = 3, prompt first", {"memory.k": 3, "memory.fusion.args": PROMPT}),
     "words_last": (
         "words, k = 3, prompt last",
-        {"memory.k": 3, "memory.fusion_args": {**PROMPT, "prompt_last": True}},
+        {"memory.k": 3, "memory.fusion.args": {**PROMPT, "prompt_last": True}},
     ),
     "words_nearest": ("words, k = 3, prompt and nearest last", {"memory.k": 3}),
     "best": ("TinyAlign, best form", {}),
@@ -136,20 +136,20 @@ def stopping_half_way() -> Iterator[None]:
     """Stages end after half of their schedule, which stays that of the whole."""
     from transformers import TrainerCallback
 
-    from tinyalign.training.stage_run import Workshop
+    from tinyalign.training.stage_run import StageRun
 
     class StopHalfWay(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop |= state.global_step >= round(0.5 * state.max_steps)
 
-    whole = Workshop._trainer
+    whole = StageRun._trainer
 
     def half(self: Any, *args: Any) -> Any:
         trainer = whole(self, *args)
         trainer.add_callback(StopHalfWay())
         return trainer
 
-    with patch.object(Workshop, "_trainer", half):
+    with patch.object(StageRun, "_trainer", half):
         yield
 
 
@@ -165,7 +165,7 @@ def caption(model_folder: Path, bank: Path | None, recipe: Any, captions: int, o
     model = TinyAlignForConditionalGeneration.from_pretrained(model_folder).eval()
     processor = TinyAlignProcessor.from_pretrained(model_folder)
     retriever = None if bank is None else attach_memory(model, processor, bank)
-    if recipe.memory.control == "random_neighbours":
+    if recipe.memory.control == "random":
         retriever = RandomMemories(retriever, seed=recipe.seed)
     samples = open_dataset(DEV, captions="first", limit=captions)
     evaluate(

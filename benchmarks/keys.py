@@ -24,8 +24,8 @@ from tinyalign.data.readers import open_dataset
 from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
 from tinyalign.log import setup_logging
 from tinyalign.memory.keys.aligned import fold_of
+from tinyalign.memory.keys.protocol import KeyFunction
 from tinyalign.memory.keys.text import encode_text, train_tokenizer
-from tinyalign.memory.perceiver import AnyKeyFunction
 from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training.caches.features import FeatureCache, default_cache_folder
 from tinyalign.training.perceiver.fit_keys import fit_key_function
@@ -85,7 +85,7 @@ def main() -> None:
         return " | ".join(f"{found[:, :k].mean():.4f}" for k in AT)
 
     lines = [f"| key | queries | {' | '.join(f'@{k}' for k in AT)} |", "|---|---|---|---|---|"]
-    functions: dict[str, AnyKeyFunction] = {}
+    functions: dict[str, KeyFunction] = {}
     for kind in ("pooled", "attention", "aligned"):
         fitted = fit_key_function(
             corpus, corpus_features, corpus_features.usable(), tokenizer, kind, 1.0

@@ -74,7 +74,7 @@ def made_batch(model: Any, kind: str) -> dict[str, Any]:
     import torch
 
     from tinyalign.data.collator import Collator
-    from tinyalign.model.backbones.vision import feature_width
+    from tinyalign.model.backbones.feature_width import feature_width
 
     torch.manual_seed(0)
     lengths = range(105, 125) if kind == "captions" else [512] * 4
@@ -97,10 +97,10 @@ def measure(option: Option, steps: int, threads: int) -> dict[str, float]:
     import torch
 
     from tinyalign.model.build import build_model
+    from tinyalign.training.machine.compiling import compile_layers
     from tinyalign.training.machine.process_ram import peak_resident
     from tinyalign.training.recipe.stage import StageArgs
     from tinyalign.training.weights.freeze import freeze
-    from tinyalign.training.weights.models import compile_layers
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -116,7 +116,7 @@ def record(name: str, file: str, question: str, answer: str) -> str:
 
 def trained(out: Path, steps: int, photos: int, epochs: float) -> Any:
     """Perceiver, bank and connectors, on views of training photos; the LLM stays frozen."""
-    from tinyalign.cli.perceiver import CompressTrainArgs, compress_train
+    from tinyalign.cli.perceiver import PerceiverTrainArgs, perceiver_train
     from tinyalign.training.recipe.files import load_recipe
     from tinyalign.training.run import train
 
@@ -126,8 +126,8 @@ def trained(out: Path, steps: int, photos: int, epochs: float) -> Any:
         write_views("dev", JUDGED, data, 2, ["known", "new", "strange"])
     perceiver = out / "compressor"
     if not (perceiver / "report.json").is_file():
-        compress_train(
-            CompressTrainArgs(
+        perceiver_train(
+            PerceiverTrainArgs(
                 path=str(data / "train-read.jsonl"), out=str(perceiver),
                 vision="efficientnet-lite2", alpha=1.0, cache_folder=str(out / "cache"),
                 epochs=epochs, random_texts=0.5, silence=True,
@@ -139,13 +139,13 @@ def trained(out: Path, steps: int, photos: int, epochs: float) -> Any:
         "data.pretrain": {"path": str(data / "train-asked.jsonl")},
         "data.pretrain_eval": None,
         "memory.k": 3,
-        "memory.fusion_args": {"prompt_tokens": 32},
-        "memory.data": {"path": str(data / "train-remembered.jsonl")},
-        "memory.captions": None,
-        "memory.key": "pooled",
-        "memory.alpha": 1.0,
+        "memory.fusion.args": {"prompt_tokens": 32},
+        "memory.bank.data": {"path": str(data / "train-remembered.jsonl")},
+        "memory.bank.captions": None,
+        "memory.key.kind": "pooled",
+        "memory.key.alpha": 1.0,
         "memory.drop_probability": 0.0,
-        "memory.compressor": str(perceiver),
+        "memory.perceiver.path": str(perceiver),
         "pretrain.max_steps": steps,
     }
     return train(load_recipe("smollm2-135m-efficientnet-flickr8k", settings))

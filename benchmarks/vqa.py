@@ -70,9 +70,9 @@ def train_daquar(arm: str, seed: int, steps: tuple[int, int], alpha: float) -> t
         "data.finetune": {"path": str(learned)},
         "data.pretrain_eval": None,
         "data.finetune_eval": {"path": str(judged)},
-        "memory.entries": None,
-        "memory.alpha": alpha,
-        "memory.compress": {"min_steps": 400},
+        "memory.bank.entries": None,
+        "memory.key.alpha": alpha,
+        "memory.perceiver": {"min_steps": 400},
         "pretrain.max_steps": steps[0],
         "finetune.max_steps": steps[1],
     }

@@ -29,7 +29,9 @@ class Ablation:
     @property
     def available(self) -> bool:
         """Whether this version has the setting."""
-        from tinyalign.training.recipe.recipe import DataArgs, MemoryArgs, ModelArgs
+        from tinyalign.training.recipe.data import DataArgs
+        from tinyalign.training.recipe.memory import MemoryArgs
+        from tinyalign.training.recipe.model import ModelArgs
         from tinyalign.training.recipe.stage import StageArgs
 
         if not self.setting:
@@ -57,33 +59,33 @@ def _plain_loss() -> None:
 
 
 def _unfused_adamw() -> None:
-    from tinyalign.training import stage_run as workshop
+    from tinyalign.training import stage_run
 
-    plain = workshop.training_arguments
+    plain = stage_run.training_arguments
 
     def unfused(*args: Any, **named: Any) -> Any:
         arguments = plain(*args, **named)
         arguments.optim = "adamw_torch"
         return arguments
 
-    workshop.training_arguments = unfused
+    stage_run.training_arguments = unfused
 
 
 def _search_every_step() -> None:
     """Query key and exact search for every sample when its item is made, as if live."""
-    from tinyalign.memory.perceiver import Compressor
+    from tinyalign.memory.perceiver import Perceiver
     from tinyalign.memory.search.index import KeyIndex
-    from tinyalign.training import stage_run as workshop
+    from tinyalign.training import stage_run
     from tinyalign.training.batches.dataset import Neighbours
 
-    plain = workshop.Workshop._neighbours
+    plain = stage_run.StageRun._neighbours
 
     class Searched(Neighbours):
         """Rows found anew; the table says only what is excluded."""
 
         def item(self, index: int) -> dict[str, Any]:
             features, samples = self.features, self.samples  # type: ignore[attr-defined]
-            query = self.compressor.keys(  # type: ignore[attr-defined]
+            query = self.perceiver.keys(  # type: ignore[attr-defined]
                 features.batch([index]), [samples[index].instruction], None
             )
             rows, scores = self.index.topk(  # type: ignore[attr-defined]
@@ -101,14 +103,14 @@ def _search_every_step() -> None:
         extra = {
             "features": features,
             "samples": samples,
-            "compressor": Compressor.load(found.bank.compressor_folder),
+            "compressor": Perceiver.load(found.bank.perceiver_folder),
             "index": KeyIndex(found.bank),
         }
         for name, value in extra.items():
             object.__setattr__(live, name, value)  # it is frozen
         return live
 
-    workshop.Workshop._neighbours = searching  # type: ignore[method-assign]
+    stage_run.StageRun._neighbours = searching  # type: ignore[method-assign]
 
 
 def _fused_cells() -> None:
@@ -118,15 +120,15 @@ def _fused_cells() -> None:
 
 
 def _rows_of_any_length() -> None:
-    from tinyalign.training import stage_run as workshop
+    from tinyalign.training import stage_run
 
-    workshop.ROW_MULTIPLE = 1  # type: ignore[misc]
+    stage_run.ROW_MULTIPLE = 1  # type: ignore[misc]
 
 
 def _memory_goes_back() -> None:
-    from tinyalign.training import stage_run as workshop
+    from tinyalign.training import stage_run
 
-    workshop.keep_freed_memory = lambda: False
+    stage_run.keep_freed_memory = lambda: False
 
 
 ABLATIONS = {

@@ -65,7 +65,7 @@ def watch(clock: StepClock) -> Iterator[dict[str, Any]]:
 
 def tokens_of(batches: list[dict[str, Any]]) -> tuple[int, int]:
     """Tokens that belong to samples, and tokens computed: what the run's own log counts."""
-    from tinyalign.training.metering.throughput import work_of
+    from tinyalign.training.metering.work import work_of
 
     work = work_of(batches)
     return work.tokens, work.slots

@@ -42,7 +42,7 @@ from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import draw, open_source
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}
@@ -172,11 +172,11 @@ def _prepare(base: Recipe, out: Path) -> tuple[MemoryBank, FeatureSource]:
     folder = out / "prepared"
     folder.mkdir(exist_ok=True)
     prepared = replace(base, output=str(folder))
-    workshop = Workshop(prepared, RunFolder(prepared), "pretrain")
-    preparer: MemoryPreparer = workshop.memory
+    stage_run = StageRun(prepared, RunFolder(prepared), "pretrain")
+    preparer: MemoryPreparer = stage_run.memory
     bank = preparer.bank()
-    workshop.dataset(base.data.pretrain)
-    return bank, workshop.features
+    stage_run.dataset(base.data.pretrain)
+    return bank, stage_run.features
 
 
 def _plan(base: Recipe, out: Path, clock: Clock) -> Plan:

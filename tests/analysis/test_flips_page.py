@@ -18,7 +18,7 @@ from tinyalign.evaluation.comparison import compare_runs
 from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.evaluation.results import Prediction, Results
 from tinyalign.evaluation.running.inputs import image_id
-from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.sources import open_source
 
 from ..cli.conftest import make_pairs

@@ -51,16 +51,16 @@ def test_pairs_to_answers(run, workplace: Path, tiny_vision_dir: Path):
 
     data = workplace / "train" / "pairs.json"
     here = ("--vision", tiny_vision_dir, "--data", data, "--cache-folder", workplace / "cache")
-    compressor, bank = workplace / "compressor", workplace / "bank"
+    perceiver, bank = workplace / "compressor", workplace / "bank"
     few = ("--min-steps", 1, "--max-steps", 2, "--vocab-size", 300, "--batch-size", 8)
-    code, out, _ = run("compress", "train", *here, "--out", compressor, *few, "--held-out", 0.2)
+    code, out, _ = run("compress", "train", *here, "--out", perceiver, *few, "--held-out", 0.2)
     assert code == 0
     assert re.search(r"text tokens read back +│ +\d+\.\d %", out)
-    next_one = f"bank build --data {data} --vision {tiny_vision_dir} --compressor {compressor}"
+    next_one = f"bank build --data {data} --vision {tiny_vision_dir} --compressor {perceiver}"
     assert next_one in out
-    assert "holds a compressor already" in run("compress", "train", *here, "--out", compressor)[2]
+    assert "holds a compressor already" in run("compress", "train", *here, "--out", perceiver)[2]
 
-    built = report("bank", "build", *here, "--compressor", compressor, "--out", bank)
+    built = report("bank", "build", *here, "--compressor", perceiver, "--out", bank)
     assert (built["count"], built["skipped"]) == (24, [])
     again = report("bank", "build", *here, "--compressor", bank, "--out", bank)
     assert again["hash"] == built["hash"]

@@ -15,9 +15,9 @@ from tinyalign.data.images import load_image
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.memory.attach import attach_memory
 from tinyalign.memory.building.builder import build_bank
-from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.image_text import ImageTextKeyFunction
 from tinyalign.memory.keys.text import train_tokenizer
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.build import build_model
@@ -70,22 +70,22 @@ def make_captions(images: int, each: int = 2) -> list[Sample]:
     return samples
 
 
-def make_compressor(samples: list[Sample], vision: VisionEncoder) -> Compressor:
-    perceiver = make_perceiver()
+def make_compressor(samples: list[Sample], vision: VisionEncoder) -> Perceiver:
+    network = make_perceiver()
     tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=300)
     features = vision.encode([load_image(sample.images[0]) for sample in samples])
-    table = perceiver.token_embedding.weight.detach()
-    return Compressor(perceiver, tokenizer, KeyFunction.fit([features], text_table=table))
+    table = network.token_embedding.weight.detach()
+    return Perceiver(network, tokenizer, ImageTextKeyFunction.fit([features], text_table=table))
 
 
-def make_model(vision_dir: Path, llm_dir: Path, compressor: Compressor, **settings: Any):
+def make_model(vision_dir: Path, llm_dir: Path, perceiver: Perceiver, **settings: Any):
     torch.manual_seed(0)
     model, processor = build_model(
         vision_dir,
         llm_dir,
-        perceiver_config=compressor.perceiver.config.to_dict(),
+        perceiver_config=perceiver.network.config.to_dict(),
         memory_latents_used=8,
-        perceiver_hash=compressor.hash,
+        perceiver_hash=perceiver.hash,
         **settings,
     )
     with torch.no_grad():  # louder than at the start of training, so that inputs show in outputs
@@ -98,7 +98,7 @@ def make_model(vision_dir: Path, llm_dir: Path, compressor: Compressor, **settin
 
 
 @pytest.fixture(scope="session")
-def compressor(tiny_vision_dir: Path) -> Compressor:
+def perceiver(tiny_vision_dir: Path) -> Perceiver:
     bank_samples = [make_sample(i, name="bank") for i in range(12)]
     return make_compressor(bank_samples, VisionEncoder.load(tiny_vision_dir))
 
@@ -107,15 +107,15 @@ def compressor(tiny_vision_dir: Path) -> Compressor:
 def world(
     tiny_vision_dir: Path,
     tiny_llm_dir: Path,
-    compressor: Compressor,
+    perceiver: Perceiver,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> World:
     """A model with k = 2 and a bank of pictures 0-11 attached."""
-    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, k=2, template="chatml")
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, perceiver, k=2, template="chatml")
     out = tmp_path_factory.mktemp("bank") / "bank"
     vision = VisionEncoder.from_model(model, processor)
     bank_samples = [make_sample(i, name="bank") for i in range(12)]
-    build_bank(bank_samples, vision, compressor, out)
+    build_bank(bank_samples, vision, perceiver, out)
     return World(model, processor, attach_memory(model, processor, out))
 
 

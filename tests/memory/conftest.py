@@ -17,11 +17,11 @@ from PIL import Image
 
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.memory.building.builder import build_bank
-from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.image_text import ImageTextKeyFunction
 from tinyalign.memory.keys.text import train_tokenizer
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.model.backbones.vision import VisionEncoder
-from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 
 COLOURS = ["red", "green", "blue", "grey", "yellow", "black", "white"]
 
@@ -59,10 +59,10 @@ def vision(tiny_vision_dir: Path) -> VisionEncoder:
     return VisionEncoder.load(tiny_vision_dir)
 
 
-def make_perceiver(seed: int = 0) -> PerceiverCompressor:
+def make_perceiver(seed: int = 0) -> PerceiverNetwork:
     """A random Perceiver with 8 latents of width 8."""
     torch.manual_seed(seed)
-    config = PerceiverCompressorConfig(
+    config = PerceiverNetworkConfig(
         num_latents=8,
         d_latents=8,
         d_model=16,
@@ -77,26 +77,26 @@ def make_perceiver(seed: int = 0) -> PerceiverCompressor:
         vocab_size=300,
         max_text_tokens=32,
     )
-    return PerceiverCompressor(config).eval()
+    return PerceiverNetwork(config).eval()
 
 
 @pytest.fixture(scope="session")
-def compressor(samples: list[Sample], vision: VisionEncoder) -> Compressor:
+def perceiver(samples: list[Sample], vision: VisionEncoder) -> Perceiver:
     from tinyalign.data.images import load_image
 
-    perceiver = make_perceiver()
+    network = make_perceiver()
     tokenizer = train_tokenizer((sample.text for sample in samples), vocab_size=300)
     features = vision.encode([load_image(sample.images[0]) for sample in samples])
-    table = perceiver.token_embedding.weight.detach()
-    key_function = KeyFunction.fit([features], text_table=table, alpha=0.6)
-    return Compressor(perceiver, tokenizer, key_function)
+    table = network.token_embedding.weight.detach()
+    key_function = ImageTextKeyFunction.fit([features], text_table=table, alpha=0.6)
+    return Perceiver(network, tokenizer, key_function)
 
 
 @pytest.fixture(scope="session")
-def bank(samples, vision, compressor, tmp_path_factory: pytest.TempPathFactory):
+def bank(samples, vision, perceiver, tmp_path_factory: pytest.TempPathFactory):
     """A committed bank of the twelve samples. Read only: copy the folder to damage it."""
     out = tmp_path_factory.mktemp("bank") / "bank"
-    return build_bank(samples, vision, compressor, out, batch_size=4, vision_name="tiny").bank
+    return build_bank(samples, vision, perceiver, out, batch_size=4, vision_name="tiny").bank
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ from tinyalign.model.build import build_model
 
 
 @pytest.fixture(scope="module")
-def made(tiny_vision_dir, tiny_llm_dir, compressor):
+def made(tiny_vision_dir, tiny_llm_dir, perceiver):
     """A model for k = 3 that says it was trained with the bank's Perceiver, and its processor."""
     torch.manual_seed(0)
     model, processor = build_model(
         tiny_vision_dir,
         tiny_llm_dir,
         k=3,
-        perceiver_config=compressor.perceiver.config,
+        perceiver_config=perceiver.perceiver.config,
         memory_latents_used=8,
     )
-    model.config.perceiver_hash = compressor.hash
+    model.config.perceiver_hash = perceiver.hash
     return model, processor
 
 

@@ -15,7 +15,7 @@ from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.audit import audit, audit_samples
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.building.changes import remove_entries
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.memory.search.index import EXACT_UP_TO, KeyIndex
 
 from .conftest import make_perceiver, make_sample, png
@@ -35,8 +35,8 @@ def strangers(count: int):
 
 def test_a_perceiver_that_was_replaced_is_no_auditor(bank, samples, vision, tmp_path) -> None:
     copy = MemoryBank.open(shutil.copytree(bank.folder, tmp_path / "copy"))
-    own = Compressor.load(copy.compressor_folder)
-    Compressor(make_perceiver(seed=1), own.tokenizer, own.key_function).save(copy.compressor_folder)
+    own = Perceiver.load(copy.perceiver_folder)
+    Perceiver(make_perceiver(seed=1), own.tokenizer, own.key_function).save(copy.perceiver_folder)
     with pytest.raises(BankError, match="it was replaced"):
         audit_samples(copy, samples, vision)
 

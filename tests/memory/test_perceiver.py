@@ -9,10 +9,10 @@ import torch
 from tinyalign.data.images import load_image
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.image_text import ImageTextKeyFunction
 from tinyalign.memory.keys.text import train_tokenizer
-from tinyalign.memory.perceiver import Compressor, copy_compressor, load_compressor
-from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+from tinyalign.memory.perceiver import Perceiver, copy_perceiver, load_perceiver
+from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 
 from .conftest import make_perceiver
 
@@ -22,37 +22,37 @@ def features(samples, vision) -> torch.Tensor:
     return vision.encode([load_image(sample.images[0]) for sample in samples])
 
 
-def test_values_do_not_depend_on_padding_or_batch(samples, compressor, features) -> None:
+def test_values_do_not_depend_on_padding_or_batch(samples, perceiver, features) -> None:
     texts = [sample.text for sample in samples]
     texts[3] = "short"
-    together = compressor.values(features, texts)
-    assert together.shape == (12, *compressor.value_shape)
+    together = perceiver.values(features, texts)
+    assert together.shape == (12, *perceiver.value_shape)
     assert together.dtype == torch.float32
     for b in (0, 3, 11):
-        alone = compressor.values(features[b : b + 1], texts[b : b + 1])
+        alone = perceiver.values(features[b : b + 1], texts[b : b + 1])
         torch.testing.assert_close(alone[0], together[b], atol=1e-4, rtol=0)
 
 
-def test_long_and_empty_texts_have_values_too(compressor, features) -> None:
-    values = compressor.values(features[:2], ["word " * 500, ""])
+def test_long_and_empty_texts_have_values_too(perceiver, features) -> None:
+    values = perceiver.values(features[:2], ["word " * 500, ""])
     assert values.isfinite().all()
 
 
-def test_queries_see_the_instruction_as_the_key_function_would(samples, compressor, features):
+def test_queries_see_the_instruction_as_the_key_function_would(samples, perceiver, features):
     instructions = [sample.instruction for sample in samples]
-    ids = compressor.query_ids(instructions)
+    ids = perceiver.query_ids(instructions)
     assert torch.equal(
-        compressor.keys(features, instructions), compressor.key_function.keys(features, ids)
+        perceiver.keys(features, instructions), perceiver.key_function.keys(features, ids)
     )
 
 
-def test_saving_and_loading_changes_nothing(compressor, features, tmp_path) -> None:
-    compressor.save(tmp_path)
-    again = Compressor.load(tmp_path)
-    assert again.hash == compressor.hash
-    assert again.key_function.hash == compressor.key_function.hash
+def test_saving_and_loading_changes_nothing(perceiver, features, tmp_path) -> None:
+    perceiver.save(tmp_path)
+    again = Perceiver.load(tmp_path)
+    assert again.hash == perceiver.hash
+    assert again.key_function.hash == perceiver.key_function.hash
     texts = ["some text"] * 12
-    assert torch.equal(again.values(features, texts), compressor.values(features, texts))
+    assert torch.equal(again.values(features, texts), perceiver.values(features, texts))
     assert {
         "config.json",
         "model.safetensors",
@@ -62,51 +62,51 @@ def test_saving_and_loading_changes_nothing(compressor, features, tmp_path) -> N
     } == {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_hash_sees_weights_settings_and_tokenizer(compressor, tmp_path) -> None:
+def test_the_hash_sees_weights_settings_and_tokenizer(perceiver, tmp_path) -> None:
     def changed(change) -> str:
-        compressor.save(tmp_path)
-        other = Compressor.load(tmp_path)
+        perceiver.save(tmp_path)
+        other = Perceiver.load(tmp_path)
         change(other)
         return other.hash
 
     def weight(c):
-        next(c.perceiver.parameters()).data.add_(1.0)
+        next(c.network.parameters()).data.add_(1.0)
 
     def heads(c):
-        c.perceiver.config.num_self_attention_heads = 4
+        c.network.config.num_self_attention_heads = 4
 
     def tokenizer(c):
         c.tokenizer = train_tokenizer(["other words"], 290)
 
     hashes = {changed(change) for change in (weight, heads, tokenizer, lambda c: None)}
     assert len(hashes) == 4
-    assert compressor.hash in hashes
+    assert perceiver.hash in hashes
 
 
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json", "key.json", "key.safetensors"]
 )
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_compressor_is_refused(name, damage, compressor, tmp_path) -> None:
-    compressor.save(tmp_path)
+def test_a_damaged_compressor_is_refused(name, damage, perceiver, tmp_path) -> None:
+    perceiver.save(tmp_path)
     path = tmp_path / name
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:30])
     about = name if damage == "missing" or "token" in name or "key" in name else "Perceiver"
     with pytest.raises(BankError, match=about):
-        Compressor.load(tmp_path)
+        Perceiver.load(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(compressor) -> None:
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(perceiver) -> None:
     tokenizer = train_tokenizer([f"word number {i}" for i in range(500)], 320)
     with pytest.raises(ConfigError, match="300"):
-        Compressor(compressor.perceiver, tokenizer, compressor.key_function)
+        Perceiver(perceiver.network, tokenizer, perceiver.key_function)
 
 
-def test_a_perceiver_that_reads_pixels_gets_the_images(samples, compressor, features) -> None:
+def test_a_perceiver_that_reads_pixels_gets_the_images(samples, perceiver, features) -> None:
     small = {"d_model": 16, "num_self_attends_per_block": 1, "qk_channels": 8, "v_channels": 8}
     heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
     latents = {"num_latents": 8, "d_latents": 8, "n_text_latents": 6}
-    config = PerceiverCompressorConfig(
+    config = PerceiverNetworkConfig(
         input_mode="pixels",
         image_size=32,
         patch_size=8,
@@ -115,7 +115,7 @@ def test_a_perceiver_that_reads_pixels_gets_the_images(samples, compressor, feat
         **heads,
         **latents,
     )
-    pixels = Compressor(PerceiverCompressor(config), compressor.tokenizer, compressor.key_function)
+    pixels = Perceiver(PerceiverNetwork(config), perceiver.tokenizer, perceiver.key_function)
     images = [load_image(sample.images[0]) for sample in samples[:2]]
     assert pixels.pixels(images).shape == (2, 3, 32, 32)
     assert pixels.pixels(images).abs().max() <= 1
@@ -124,13 +124,13 @@ def test_a_perceiver_that_reads_pixels_gets_the_images(samples, compressor, feat
     with pytest.raises(ConfigError, match="images"):
         pixels.values(features[:2], ["a", "b"])
     with pytest.raises(ConfigError, match="features"):
-        compressor.values(None, ["a", "b"], images)
+        perceiver.values(None, ["a", "b"], images)
 
 
-def test_whoever_may_read_new_files_may_read_all_of_a_compressor(compressor, tmp_path) -> None:
+def test_whoever_may_read_new_files_may_read_all_of_a_compressor(perceiver, tmp_path) -> None:
     before = os.umask(0o027)
     try:
-        compressor.save(tmp_path)
+        perceiver.save(tmp_path)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
@@ -138,38 +138,38 @@ def test_whoever_may_read_new_files_may_read_all_of_a_compressor(compressor, tmp
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "key.safetensors"])
 def test_a_file_that_cannot_be_read_is_not_called_missing(
-    name, compressor, locked, tmp_path
+    name, perceiver, locked, tmp_path
 ) -> None:
-    compressor.save(tmp_path)
+    perceiver.save(tmp_path)
     locked(tmp_path / name)
     with pytest.raises(BankError, match=rf"{name}: cannot be read \(Permission denied\)"):
-        Compressor.load(tmp_path)
+        Perceiver.load(tmp_path)
 
 
 # -- a bank's own -------------------------------------------------------------------------------
 
 
-def test_a_banks_compressor_is_the_one_that_made_it(bank, compressor) -> None:
-    found = load_compressor(bank)
-    assert found.hash == compressor.hash == bank.manifest.compressor_hash
+def test_a_banks_compressor_is_the_one_that_made_it(bank, perceiver) -> None:
+    found = load_perceiver(bank)
+    assert found.hash == perceiver.hash == bank.manifest.perceiver_hash
     assert found.key_function.hash == bank.manifest.key_hash
 
 
 @pytest.mark.parametrize("other", ["Perceiver", "key function"])
-def test_another_compressor_in_a_banks_folder_is_refused(other, bank, compressor, tmp_path) -> None:
+def test_another_compressor_in_a_banks_folder_is_refused(other, bank, perceiver, tmp_path) -> None:
     copy = MemoryBank.open(shutil.copytree(bank.folder, tmp_path / "copy"))
-    perceiver, keys = make_perceiver(seed=1), compressor.key_function
+    network, keys = make_perceiver(seed=1), perceiver.key_function
     if other == "key function":
-        perceiver = compressor.perceiver
-        keys = KeyFunction("pooled", 0.5, keys.image_mean, keys.text_table, keys.text_mean)
-    Compressor(perceiver, compressor.tokenizer, keys).save(copy.compressor_folder)
+        network = perceiver.network
+        keys = ImageTextKeyFunction("pooled", 0.5, keys.image_mean, keys.text_table, keys.text_mean)
+    Perceiver(network, perceiver.tokenizer, keys).save(copy.perceiver_folder)
     message = {"Perceiver": "it was replaced", "key function": "another key function"}[other]
     with pytest.raises(BankError, match=message):
-        load_compressor(copy)
+        load_perceiver(copy)
 
 
 def test_a_compressor_is_copied_only_from_and_to_its_folder(tmp_path) -> None:
     (tmp_path / "secret").write_text("mine")
     for name in ("../secret", str(tmp_path / "secret")):
         with pytest.raises(BankError, match="expected one inside the folder"):
-            copy_compressor([name], tmp_path / "from", tmp_path / "to")
+            copy_perceiver([name], tmp_path / "from", tmp_path / "to")

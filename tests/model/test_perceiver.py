@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from tinyalign.errors import ConfigError, ModelError
-from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 
 SMALL = {"num_self_attends_per_block": 2, "feature_dim": 16, "vocab_size": 50, "image_size": 32}
 
@@ -15,11 +15,11 @@ SMALL = {"num_self_attends_per_block": 2, "feature_dim": 16, "vocab_size": 50, "
 @pytest.fixture(scope="module")
 def perceiver():
     torch.manual_seed(0)
-    return PerceiverCompressor(PerceiverCompressorConfig(**SMALL)).eval()
+    return PerceiverNetwork(PerceiverNetworkConfig(**SMALL)).eval()
 
 
 def test_defaults_are_table_4_of_the_paper():
-    config = PerceiverCompressorConfig()
+    config = PerceiverNetworkConfig()
     table = {"num_latents": 32, "d_latents": 96, "d_model": 128, "num_blocks": 1}
     table |= {"num_self_attends_per_block": 8, "qk_channels": 96, "v_channels": 96}
     table |= {"num_self_attention_heads": 8, "num_cross_attention_heads": 8, "image_size": 384}
@@ -71,8 +71,8 @@ def test_an_empty_text_is_an_image_alone(perceiver):
 
 def test_pixel_mode_reads_patches():
     torch.manual_seed(0)
-    config = PerceiverCompressorConfig(input_mode="pixels", **SMALL)
-    perceiver = PerceiverCompressor(config).eval()
+    config = PerceiverNetworkConfig(input_mode="pixels", **SMALL)
+    perceiver = PerceiverNetwork(config).eval()
     ids, pixels = torch.randint(0, 50, (2, 3)), torch.randn(2, 3, 32, 32)
     latents = perceiver(ids, None, pixel_values=pixels)
     assert latents.shape == (2, 32, 96)
@@ -92,12 +92,12 @@ def test_wrong_inputs_say_what_to_pass(perceiver):
     with pytest.raises(ModelError, match="300 tokens"):
         perceiver(torch.zeros(1, 300, dtype=torch.long))
     with pytest.raises(ConfigError, match="n_text_latents"):
-        PerceiverCompressorConfig(n_text_latents=32)
+        PerceiverNetworkConfig(n_text_latents=32)
 
 
 def test_save_and_load_through_the_auto_classes(perceiver, tmp_path):
     perceiver.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is PerceiverCompressorConfig
+    assert type(AutoConfig.from_pretrained(tmp_path)) is PerceiverNetworkConfig
     ids, features = torch.randint(0, 50, (2, 5)), torch.randn(2, 4, 16)
     assert torch.equal(loaded(ids, None, features), perceiver(ids, None, features))

@@ -1,3 +1,3 @@
 """The same tiny world as the evaluation's."""
 
-from ..evaluation.conftest import compressor, questions, world  # noqa: F401
+from ..evaluation.conftest import perceiver, questions, world  # noqa: F401

@@ -11,8 +11,8 @@ from tinyalign.data.images import load_image
 from tinyalign.errors import BankError, DataError
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.memory.attach import attach_memory, detach_memory
+from tinyalign.memory.open_bank import find_bank
 from tinyalign.serving.ask import answer
-from tinyalign.serving.load import find_bank
 
 from ..evaluation.conftest import make_model, make_sample
 
@@ -122,12 +122,12 @@ def test_a_transparent_picture_in_memory_is_seen_as_its_file_is(world, photo, tm
 
 
 def test_a_saved_soft_prompt_speaks_in_a_bare_pipeline_as_when_asked(
-    compressor, photo, tiny_vision_dir, tiny_llm_dir, tmp_path: Path
+    perceiver, photo, tiny_vision_dir, tiny_llm_dir, tmp_path: Path
 ):
     from transformers import pipeline
 
     settings = {"k": 2, "memory_source": "soft_prompt"}
-    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, **settings)
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, perceiver, **settings)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     pipe = pipeline("image-text-to-text", model=str(tmp_path))

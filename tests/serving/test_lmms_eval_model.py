@@ -20,7 +20,7 @@ from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.serving import lmms_eval_model
 from tinyalign.serving.lmms_eval_model import conversation
 
-from ..evaluation.conftest import World, compressor, questions, world  # noqa: F401
+from ..evaluation.conftest import World, perceiver, questions, world  # noqa: F401
 
 TASK = """
 task: tiny_colours

@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText
 
 from tinyalign.model.registration import register
 from tinyalign.training.metering.metrics_log import read_metrics
-from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
 
 from .launching import finished, said, start

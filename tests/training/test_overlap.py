@@ -16,8 +16,8 @@ from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training import overlap
 from tinyalign.training.caches.features import FeatureCache
 from tinyalign.training.overlap import say_overlap
-from tinyalign.training.perceiver.train import train_compressor
-from tinyalign.training.recipe.recipe import CompressArgs
+from tinyalign.training.perceiver.train import train_perceiver
+from tinyalign.training.recipe.memory import PerceiverTraining
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def samples(pairs: Path) -> list[Sample]:
 def bank(samples, source, tmp_path_factory) -> MemoryBank:
     """A bank of the first twelve samples."""
     folder = tmp_path_factory.mktemp("bank")
-    few = CompressArgs(min_steps=1, max_steps=1, batch_size=8, vocab_size=300, held_out=0.2)
+    few = PerceiverTraining(min_steps=1, max_steps=1, batch_size=8, vocab_size=300, held_out=0.2)
     features = source.cover(samples[:12])
-    compressor = train_compressor(samples[:12], features, folder / "c", few, alpha=1.0)
-    return build_bank(samples[:12], source.encoder, compressor, folder / "b").bank
+    perceiver = train_perceiver(samples[:12], features, folder / "c", few, alpha=1.0)
+    return build_bank(samples[:12], source.encoder, perceiver, folder / "b").bank
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import pytest
 
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.training.preflight import check_paths
-from tinyalign.training.recipe.recipe import DataSource, MixturePart, Recipe
+from tinyalign.training.recipe.data import DataSource, MixturePart
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import LoraArgs
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 from tinyalign.training.weights import adapters
 
 from .conftest import make_pairs
@@ -24,7 +25,7 @@ WRONG = DataSource("wrong.json")
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building a model fails the test."""
-    monkeypatch.setattr(Workshop, "_model", lambda self: pytest.fail("a model was built"))
+    monkeypatch.setattr(StageRun, "_model", lambda self: pytest.fail("a model was built"))
 
 
 def with_data(recipe: Recipe, **sources: object) -> Recipe:
@@ -126,6 +127,6 @@ def test_what_the_adapters_of_stage_two_need_is_asked_before_stage_one(
         train(wrong, "pretrain", resume=False)
     assert not list(Path(wrong.output).rglob("checkpoint-*"))
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    monkeypatch.setattr(Workshop, "_model", lambda self: pytest.fail("a model was built"))
+    monkeypatch.setattr(StageRun, "_model", lambda self: pytest.fail("a model was built"))
     with pytest.raises(ConfigError, match="language lora needs peft"):
         train(wrong)

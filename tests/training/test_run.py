@@ -18,17 +18,18 @@ from tinyalign.data.readers import open_dataset
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.attach import attach_memory
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import Compressor, load_compressor
+from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.registration import register
 from tinyalign.training.loop.trainer import TinyAlignTrainer
 from tinyalign.training.metering.metrics_log import STEP_KEYS, read_metrics
 from tinyalign.training.metering.throughput import MEASURES
+from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.files import load_recipe
-from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 
 def steps_of(folder: Path) -> list[dict]:
@@ -86,13 +87,13 @@ def test_the_model_loads_as_transformers_models_do_and_takes_its_bank(recipe: Re
     trained = weights(result.folder)
     name = "model.multi_modal_projector.output.weight"
     assert torch.equal(model.state_dict()[name], trained[name])
-    compressor = Compressor.load(MemoryBank.open(result.bank).compressor_folder)
-    assert model.config.perceiver_hash == compressor.hash
+    perceiver = Perceiver.load(MemoryBank.open(result.bank).perceiver_folder)
+    assert model.config.perceiver_hash == perceiver.hash
     config = json.loads((result.model / "config.json").read_text())
     assert not config["perceiver_config"].get("_name_or_path")
     sizes = ("vocab_size", "feature_dim", "num_latents", "d_latents", "input_mode")
     assert [getattr(model.config.perceiver_config, name) for name in sizes] == [
-        getattr(compressor.perceiver.config, name) for name in sizes
+        getattr(perceiver.network.config, name) for name in sizes
     ]
 
 
@@ -247,12 +248,12 @@ def test_the_baseline_is_the_same_recipe_with_k_0(recipe: Recipe) -> None:
     assert len(steps_of(result.folder)) == 6
 
 
-def shop_of(recipe: Recipe, control: str = "none", k: int = 2) -> Workshop:
+def shop_of(recipe: Recipe, control: str = "none", k: int = 2) -> StageRun:
     memory = replace(recipe.memory, control=control, k=k)
     recipe = replace(recipe, memory=memory, output=f"{recipe.output}-{control}-{k}")
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)
-    return Workshop(recipe, folder, "pretrain")
+    return StageRun(recipe, folder, "pretrain")
 
 
 def test_arms_share_the_image_connectors_first_weights_and_the_order_of_samples(recipe) -> None:
@@ -333,12 +334,12 @@ def test_the_closed_form_start_is_used(recipe: Recipe) -> None:
 def test_what_the_perceiver_reads_back_goes_with_the_model(recipe: Recipe) -> None:
     memory = replace(recipe.memory, fusion="sequence", latents_used=8, word_skip=True)
     result = train(replace(recipe, memory=memory))
-    perceiver = load_compressor(MemoryBank.open(result.bank)).perceiver
+    network = load_perceiver(MemoryBank.open(result.bank)).network
     words = TinyAlignForConditionalGeneration.from_pretrained(
         result.model
     ).model.memory_connector.fusion.words
-    assert torch.equal(words.readout, perceiver.text_head.weight)
-    assert torch.equal(words.bias, perceiver.text_head.bias)
+    assert torch.equal(words.readout, network.text_head.weight)
+    assert torch.equal(words.bias, network.text_head.bias)
     assert words.table.any()
 
 

@@ -15,11 +15,12 @@ from tinyalign.data.collator import Collator
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.training.loop.trainer import TinyAlignTrainer
 from tinyalign.training.metering.metrics_log import read_metrics
-from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import LoraArgs, StageArgs
 from tinyalign.training.run import RunResult, train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 FAST = StageArgs(learning_rate=3e-3, batch_size=8, language="full", checkpoint_steps=None)
 LORA = replace(FAST, language="lora", lora=LoraArgs(r=4, dropout=0.1))
@@ -57,7 +58,7 @@ def evaluations(result: RunResult) -> list[dict]:
 def held_out_loss(recipe: Recipe, model: Any) -> float:
     """Mean loss of a model over the recipe's held-out samples, from full logits."""
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
-    shop = Workshop(recipe, RunFolder(recipe), "pretrain")
+    shop = StageRun(recipe, RunFolder(recipe), "pretrain")
     source = recipe.data.finetune_eval or recipe.data.pretrain_eval
     data = shop.dataset(source, held_out=True)
     batch = Collator(shop.processor.tokenizer.pad_token_id)([data[i] for i in range(len(data))])
@@ -252,7 +253,7 @@ def test_the_held_out_loss_is_measured_with_memory_and_without(recipe: Recipe) -
     last = evaluations(result)[-1]
     assert result.stages[0].eval_loss_without_memory == last["eval_loss_without_memory"]
     # As the model runs without a bank: the same samples encoded with no memory tokens at all.
-    shop = Workshop(recipe.with_k(0), RunFolder(recipe), "pretrain")
+    shop = StageRun(recipe.with_k(0), RunFolder(recipe), "pretrain")
     data = shop.dataset(recipe.data.pretrain_eval, held_out=True)
     assert "memory_values" not in data[0]
     wanted = held_out_loss(recipe.with_k(0), load(result.model))

@@ -13,7 +13,7 @@ from tinyalign.data.sample import ImageRef
 from tinyalign.errors import TinyAlignError
 from tinyalign.evaluation.running.inputs import image_id
 from tinyalign.log import logger
-from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.sources import open_source
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tinyalign.cli.front.options import POSITIONAL
 from tinyalign.cli.front.output import say, say_json, say_table
 from tinyalign.errors import ModelError
-from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.data import DataSource
 
 
 @dataclass(kw_only=True)

@@ -1,55 +1,60 @@
-"""`tinyalign compress`: training what makes memories of pairs."""
+"""`tinyalign perceiver`: training what makes memories of pairs."""
 
 from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tinyalign.cli.bank.encoder_options import EncoderOptions, cached_features, load_encoder
 from tinyalign.cli.front.options import repeated
 from tinyalign.cli.front.output import facts, percent, say, say_json, say_table
 from tinyalign.errors import ConfigError
-from tinyalign.training.recipe.recipe import CompressArgs, KeyKind
+from tinyalign.training.recipe.memory import PerceiverTraining
+from tinyalign.vocabulary import CaptionChoice
 
 
 @dataclass(kw_only=True)
-class CompressTrainArgs(CompressArgs, EncoderOptions):
-    """Arguments of `tinyalign compress train`."""
+class PerceiverTrainArgs(PerceiverTraining, EncoderOptions):
+    """Arguments of `tinyalign perceiver train`."""
 
-    captions: Literal["first", "all", "random"] = "all"
-    key: KeyKind = "pooled"
+    captions: CaptionChoice = "all"
+    """Of several captions of an image: each of them here, where `bank build` takes the first unless
+    told otherwise."""
+    key: str = "pooled"
     """Key function that is fitted along with it and decides what a search finds. "pooled": image
     features beside the instruction's words. "attention": the paper's. "aligned": entries by their
     text, queries by what their image should say."""
     alpha: float = 0.4
     """The image's share of a key; without an instruction a key is the image's alone."""
     overwrite: bool = False
-    """Replace a compressor that is in the folder already."""
+    """Replace a Perceiver that is in the folder already."""
 
 
-def compress_train(args: CompressTrainArgs) -> int:
-    """Train the compressor on pairs: its tokenizer, its Perceiver and its key function.
+def perceiver_train(args: PerceiverTrainArgs) -> int:
+    """Train a Perceiver on pairs, with its tokenizer and its key function.
 
     Self-supervised, with no language model in sight: an image and a text go in, and both must be
     readable from the 32 latents, the text linearly. What was read back on images that were not
     trained on is printed at the end.
     """
-    from tinyalign.training.perceiver.train import REPORT, train_compressor
+    from tinyalign.model.device import choose_device
+    from tinyalign.training.perceiver.train import REPORT, train_perceiver
     from tinyalign.training.recipe.sources import open_source
-    from tinyalign.training.weights.models import choose_device
 
     if (Path(args.out) / REPORT).is_file() and not args.overwrite:
         raise ConfigError(
-            f"{args.out}: holds a compressor already; choose another --out, or give --overwrite"
+            f"{args.out}: holds a Perceiver already; choose another --out, or give --overwrite"
         )
     device = choose_device(args.device)
     samples = open_source(args, args.seed, strict=args.strict)
     encoder = load_encoder(args.vision, device, args.dtype)
     features = cached_features(args, encoder, samples)
-    settings = CompressArgs(**{f.name: getattr(args, f.name) for f in fields(CompressArgs)})
-    train_compressor(
+    settings = PerceiverTraining(
+        **{f.name: getattr(args, f.name) for f in fields(PerceiverTraining)}
+    )
+    train_perceiver(
         samples,
         features,
         args.out,
@@ -64,9 +69,9 @@ def compress_train(args: CompressTrainArgs) -> int:
         say_json({"out": args.out, **report})
     else:
         say_table(_held_out_table(report))
-        say(f"compressor: {args.out}")
+        say(f"perceiver: {args.out}")
         again = repeated(args, ("path", "format", "image_folder", "split", "prompt", "vision"))
-        say(f"next: tinyalign bank build {again} --compressor {args.out} --out BANK")
+        say(f"next: tinyalign bank build {again} --perceiver {args.out} --out BANK")
     return 0
 
 

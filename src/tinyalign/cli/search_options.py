@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyalign.memory.search.index import RECALL, Engine
+from tinyalign.vocabulary import RECALL, Engine
 
 
 @dataclass(kw_only=True)

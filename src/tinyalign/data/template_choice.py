@@ -61,8 +61,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, name: str | None = None)
     own = tokenizer.chat_template
     own = own.get("default") if isinstance(own, dict) else own
     if name is not None:
-        if name not in CHAT_TEMPLATES:
-            raise DataError(f"template: expected one of {sorted(CHAT_TEMPLATES)}, found {name!r}")
+        CHAT_TEMPLATES.check(name)
     elif own:
         found = _own_with_images(tokenizer, own) or _equal_of_ours(tokenizer, own)
         if found:

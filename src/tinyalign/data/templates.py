@@ -8,6 +8,9 @@ are, neither stripped nor escaped.
 
 from __future__ import annotations
 
+from tinyalign.errors import DataError
+from tinyalign.registry import Registry
+
 SHOW = r"""
 {%- macro show(content) -%}
   {%- if content is string -%}
@@ -212,7 +215,7 @@ ZEPHYR = (
 """
 )
 
-CHAT_TEMPLATES: dict[str, str] = {
+_OWN = {
     "plain": PLAIN,
     "chatml": CHATML,
     "llava_v1": LLAVA_V1,
@@ -222,3 +225,13 @@ CHAT_TEMPLATES: dict[str, str] = {
     "llama3": LLAMA3,
     "zephyr": ZEPHYR,
 }
+
+CHAT_TEMPLATES: Registry[str] = Registry(
+    "chat template", "tinyalign.chat_templates", _OWN, DataError
+)
+"""Name to Jinja template."""
+
+
+def register_template(name: str, template: str) -> None:
+    """Let `model.template` name a Jinja template of your own, with `{% generation %}` blocks."""
+    CHAT_TEMPLATES.register(name, template)

@@ -19,7 +19,7 @@ from tinyalign.evaluation.metrics.intervals import (
     per_item,
 )
 from tinyalign.evaluation.results import Prediction, Results
-from tinyalign.training.run_folder import differences
+from tinyalign.settings import differences
 
 LOSS = "loss"
 RESAMPLES = 10_000  # so that a p of 0.0002 can be told from one of 0.001

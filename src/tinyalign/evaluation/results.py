@@ -14,7 +14,7 @@ from typing import Any
 import tinyalign
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.metrics.intervals import Interval
-from tinyalign.training.run_folder import differences
+from tinyalign.settings import differences
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"

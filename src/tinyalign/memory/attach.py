@@ -8,9 +8,9 @@ from typing import Any
 from tinyalign.errors import BankError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.open_bank import open_bank
-from tinyalign.memory.search.index import RECALL, Engine
 from tinyalign.memory.search.retriever import Retriever, check_encoder
 from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.vocabulary import RECALL, Engine
 
 
 def attach_memory(
@@ -46,7 +46,7 @@ def attach_memory(
     )
     model.retriever = retriever
     processor.memory_enabled = True
-    processor.query_tokenizer = retriever.compressor.query_ids
+    processor.query_tokenizer = retriever.perceiver.query_ids
     return retriever
 
 
@@ -72,7 +72,7 @@ def check_model(model: Any, processor: Any, bank: MemoryBank, k: int | None) -> 
         )
     found = config.vision_hash or VisionEncoder.from_model(model, processor).hash
     check_encoder(bank, found)
-    wanted = bank.manifest.compressor_hash
+    wanted = bank.manifest.perceiver_hash
     if config.perceiver_hash != wanted:
         raise BankError(
             f"{bank.folder}: Perceivers differ: the bank's values come from Perceiver {wanted}, "

@@ -20,8 +20,8 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, DataError, first_few
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.building.make_entries import Batches, LeftOut, Prepared, encode
-from tinyalign.memory.perceiver import Compressor, load_compressor
+from tinyalign.memory.building.make_entries import Batches, Prepared, UnusableSample, encode
+from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.memory.search.index import KeyIndex
 from tinyalign.memory.search.retriever import check_encoder
 
@@ -262,18 +262,20 @@ def audit_samples(
     Raises BankError for another encoder than the bank's, and if no sample could be looked at.
     """
     check_encoder(bank, vision.hash)
-    compressor = load_compressor(bank)
+    perceiver = load_perceiver(bank)
     batches = Batches(samples, range(len(samples)), batch_size, workers=workers)
     seen: list[tuple[Sample, str]] = []
     queries, keys, skipped = [], [], []
     with progress("Looking at images", len(samples)) as advance:
         for batch in batches.starting_at(0):
-            skipped += [(one.sample_id, one.reason) for one in batch if isinstance(one, LeftOut)]
+            skipped += [
+                (one.sample_id, one.reason) for one in batch if isinstance(one, UnusableSample)
+            ]
             if skipped and strict:
                 raise DataError(skipped[0][1])
             good = [one for one in batch if isinstance(one, Prepared)]
             if good:
-                made = _keys(good, vision, compressor)
+                made = _keys(good, vision, perceiver)
                 queries.append(made[0])
                 keys.append(made[1])
                 seen += [(one.sample, one.image_hash) for one in good]
@@ -299,11 +301,11 @@ def audit_samples(
 
 
 def _keys(
-    batch: Sequence[Prepared], vision: VisionEncoder, compressor: Compressor
+    batch: Sequence[Prepared], vision: VisionEncoder, perceiver: Perceiver
 ) -> tuple[Tensor, Tensor]:
     """(queries, keys as entries), both (B, d_k) on the CPU."""
     features = encode(batch, vision)
     asked = [one.sample.instruction for one in batch]
     texts = [one.sample.text for one in batch]
-    queries = compressor.keys(features, asked).cpu()
-    return queries, compressor.entry_keys(features, asked, texts).cpu()
+    queries = perceiver.keys(features, asked).cpu()
+    return queries, perceiver.entry_keys(features, asked, texts).cpu()

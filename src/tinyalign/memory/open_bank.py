@@ -1,14 +1,20 @@
-"""Opening a bank wherever it is: a folder, or a Milvus collection beside one."""
+"""Finding and opening a bank wherever it is: a folder, a run that used one, a Milvus collection."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.bank.files import cannot_read
+from tinyalign.memory.bank.manifest import MANIFEST
 from tinyalign.memory.milvus.address import is_milvus
 from tinyalign.memory.milvus.index import MilvusIndex
 from tinyalign.memory.search.index import Index
+
+MEMORY_NOTE = "memory.json"
+"""The file of a run folder that says which bank it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,16 @@ def open_bank(where: str | Path) -> OpenedBank:
         index = MilvusIndex.open(str(where))
         return OpenedBank(index.bank, index)
     return OpenedBank(MemoryBank.open(where), None)
+
+
+def find_bank(path: str | Path) -> str | Path:
+    """The folder or Milvus URI itself, or, of a run folder, the bank that it was trained with."""
+    if is_milvus(path):
+        return path
+    folder, note = Path(path), Path(path) / MEMORY_NOTE
+    try:
+        if (folder / MANIFEST).is_file() or not note.is_file():
+            return folder
+    except OSError as error:  # a folder that this user may not look into
+        raise cannot_read(folder, error) from error
+    return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])

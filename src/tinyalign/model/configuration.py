@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.models.auto.configuration_auto import AutoConfig
 
 from tinyalign.errors import ConfigError
-from tinyalign.model.backbones.vision import feature_width
-from tinyalign.model.connectors.image import CONNECTORS
-from tinyalign.model.connectors.memory import FUSIONS
-from tinyalign.model.perceiver import PerceiverCompressorConfig
+from tinyalign.model.backbones.feature_width import feature_width
+from tinyalign.model.forms import FUSIONS, IMAGE_CONNECTORS
+from tinyalign.model.perceiver_config import PerceiverNetworkConfig
 from tinyalign.model.remote import AUTO_MAP, PackageIsTheCode, write_remote_module
 
 
@@ -21,14 +20,14 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     image_token_id, memory_token_id: ids of the placeholder tokens in the LLM's vocabulary.
     image_seq_length: tokens an image takes in the LLM's input (after the connector).
     vision_feature_layer, vision_feature_select: see `vision.tower_features`.
-    connector, connector_args: name and extra arguments of the connector (`connectors.CONNECTORS`).
+    connector, connector_args: form and arguments of the image connector (`model.forms`).
     memory_k: memories a query (k of the paper); 0 is the baseline.
-    memory_fusion, memory_fusion_args: how k memories become tokens (`memory_connector.FUSIONS`).
+    memory_fusion, memory_fusion_args: how k memories become tokens (`model.forms`).
     memory_latents_used: latents taken of each memory by sequence fusion, the first ones.
     memory_hidden_size: hidden width of the RAG connector's MLP; None is the LLM's width.
     memory_linear_skip: add the linear map beside the MLP that can be started in closed form.
     memory_word_skip: add what the Perceiver's read-out says of each text latent, in the LLM's
-        embeddings (`memory_connector.WordSkip`).
+        embeddings (`connectors.memory.WordSkip`).
     memory_source: "bank" reads `memory_values`; "soft_prompt" is the control that learns a table
         of k values instead and ignores what is retrieved.
     perceiver_config: sizes of the memory values (num_latents x d_latents) and of their encoder.
@@ -43,7 +42,7 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     sub_configs_defaults: ClassVar = {
         "vision_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model"),
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
-        "perceiver_config": SubConfigSpec(PerceiverCompressorConfig),
+        "perceiver_config": SubConfigSpec(PerceiverNetworkConfig),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -81,14 +80,8 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
         self._check_memory()
 
     def _check_names(self) -> None:
-        if self.connector not in CONNECTORS:
-            raise ConfigError(
-                f"Unknown connector {self.connector!r}; known: {', '.join(CONNECTORS)}."
-            )
-        if self.memory_fusion not in FUSIONS:
-            raise ConfigError(
-                f"Unknown memory_fusion {self.memory_fusion!r}; known: {', '.join(FUSIONS)}."
-            )
+        IMAGE_CONNECTORS.check(self.connector)
+        FUSIONS.check(self.memory_fusion)
 
     def _check_memory(self) -> None:
         if self.memory_k < 0:

@@ -30,7 +30,7 @@ class MemoryGenerationMixin(GenerationMixin):
 
         With a `retriever` attached, memory placeholders in the ids and no memory_values given,
         the memories of each row's last image are fetched first. memory_query_ids (B, L) long is
-        the instruction in the compressor's vocabulary; memory_exclude goes to the retriever.
+        the instruction in the Perceiver's vocabulary; memory_exclude goes to the retriever.
         """
         query_ids = kwargs.pop("memory_query_ids", None)
         exclude = kwargs.pop("memory_exclude", None)

@@ -8,12 +8,13 @@ but for the order of sums.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CrossEntropy = Literal["full", "chunked", "liger"]
+from tinyalign.vocabulary import CrossEntropy
+
 CHUNK = 1 << 24  # logits held at once
 
 

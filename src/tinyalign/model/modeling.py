@@ -26,10 +26,11 @@ from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors.image import build_connector
 from tinyalign.model.connectors.memory import MemoryConnector
 from tinyalign.model.generation import MemoryGenerationMixin
-from tinyalign.model.head_loss import CrossEntropy, head_loss
+from tinyalign.model.head_loss import head_loss
 from tinyalign.model.packing.attention import segment_mask
 from tinyalign.model.remote import PackageIsTheCode
 from tinyalign.model.unused_parameters import touch_unused
+from tinyalign.vocabulary import CrossEntropy
 
 
 @dataclass
@@ -361,8 +362,9 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         the memory of the logits; there are none in the output then (`model.head_loss`).
         segments (S, L): the batch is one packed row (1, T) of S samples; of each the places of
         its tokens, -1 behind its end (`data.collator.PackedCollator`; the LLM must have been
-        through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and position_ids
-        start at 0 in each sample, whose first label is -100. attention_mask is not used.
+        through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and
+        position_ids start at 0 in each sample, whose first label is -100. attention_mask is not
+        used.
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
         loss_arguments = {

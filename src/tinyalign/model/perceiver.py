@@ -8,62 +8,18 @@ predicts text token *j*, and the last latents together predict the pooled image 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PerceiverConfig, PerceiverModel, PreTrainedConfig, PreTrainedModel
+from transformers import PerceiverConfig, PerceiverModel, PreTrainedModel
 from transformers import initialization as init
 
-from tinyalign.errors import ConfigError, ModelError
+from tinyalign.errors import ModelError
+from tinyalign.model.perceiver_config import PerceiverNetworkConfig
 
 
-class PerceiverCompressorConfig(PreTrainedConfig):
-    """Sizes of the Perceiver; the defaults are table 4 of the paper.
-
-    `input_mode` "features" reads the frozen vision tower's tokens (width `feature_dim`);
-    "pixels" reads `patch_size` patches of an `image_size` square image, as the official release
-    does. `feature_dim` is in both modes the width of the pooled features to be reconstructed.
-    `n_text_latents` latents speak for the text, the rest for the image.
-    """
-
-    model_type = "tinyalign_perceiver"
-
-    num_latents: int = 32
-    d_latents: int = 96
-    d_model: int = 128
-    num_blocks: int = 1
-    num_self_attends_per_block: int = 8
-    num_self_attention_heads: int = 8
-    num_cross_attention_heads: int = 8
-    qk_channels: int = 96
-    v_channels: int = 96
-    image_size: int = 384
-    patch_size: int = 16
-    input_mode: Literal["features", "pixels"] = "features"
-    feature_dim: int = 1152
-    max_image_tokens: int = 1024
-    n_text_latents: int = 24
-    vocab_size: int = 4096
-    max_text_tokens: int = 256
-    dropout: float = 0.0
-    initializer_range: float = 0.02
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        if not 0 < self.n_text_latents < self.num_latents:
-            raise ConfigError(
-                f"n_text_latents must lie between 1 and num_latents - 1 = {self.num_latents - 1} "
-                f"so that some latents are left for the image; found {self.n_text_latents}."
-            )
-
-    @property
-    def n_image_latents(self) -> int:
-        """Latents that the image read-out sees: the last ones."""
-        return self.num_latents - self.n_text_latents
-
-
-def _trunk_config(config: PerceiverCompressorConfig) -> PerceiverConfig:
+def _trunk_config(config: PerceiverNetworkConfig) -> PerceiverConfig:
     return PerceiverConfig(
         num_latents=config.num_latents,
         d_latents=config.d_latents,
@@ -79,20 +35,20 @@ def _trunk_config(config: PerceiverCompressorConfig) -> PerceiverConfig:
     )
 
 
-class PerceiverCompressor(PreTrainedModel):
+class PerceiverNetwork(PreTrainedModel):
     """(image, text) -> latents (B, num_latents, d_latents), each latent of unit RMS.
 
     The unit RMS comes from a closing LayerNorm without weights: it keeps fp16 banks safe and gives
     a connector inputs of known size whatever the training did.
     """
 
-    config: PerceiverCompressorConfig
-    config_class = PerceiverCompressorConfig
+    config: PerceiverNetworkConfig
+    config_class = PerceiverNetworkConfig
     base_model_prefix = "perceiver"
     main_input_name = "text_ids"
     input_modalities: Any = ("image", "text")
 
-    def __init__(self, config: PerceiverCompressorConfig) -> None:
+    def __init__(self, config: PerceiverNetworkConfig) -> None:
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.text_position = nn.Embedding(config.max_text_tokens, config.d_model)
@@ -111,7 +67,7 @@ class PerceiverCompressor(PreTrainedModel):
         self.post_init()
 
     @staticmethod
-    def _n_image_positions(config: PerceiverCompressorConfig) -> int:
+    def _n_image_positions(config: PerceiverNetworkConfig) -> int:
         if config.input_mode == "features":
             return config.max_image_tokens
         return (config.image_size // config.patch_size) ** 2
@@ -132,7 +88,7 @@ class PerceiverCompressor(PreTrainedModel):
     ) -> Tensor:
         """Latents (B, num_latents, d_latents) of a batch of pairs.
 
-        text_ids (B, L) long, ids of the compressor's own tokenizer; text_mask (B, L), 1 = real.
+        text_ids (B, L) long, ids of the Perceiver's own tokenizer; text_mask (B, L), 1 = real.
         image_features (B, n, feature_dim) in "features" mode, pixel_values (B, 3, H, W) in
         "pixels" mode. Either side may be left out. Padding never changes the latents.
         """

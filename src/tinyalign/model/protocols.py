@@ -33,5 +33,5 @@ class MemoryRetriever(Protocol):
         query_ids: Tensor | None = None,
         exclude: Sequence[Any] | None = None,
     ) -> MemoryBatch:
-        """vision_features (B, n, D), query_ids (B, L) long in the compressor's vocabulary."""
+        """vision_features (B, n, D), query_ids (B, L) long in the Perceiver's vocabulary."""
         ...

@@ -72,7 +72,7 @@ def _using(model: Any, processor: Any, retriever: Retriever | None) -> Iterator[
     before = model.retriever, processor.memory_enabled, processor.query_tokenizer
     model.retriever = retriever
     processor.memory_enabled = retriever is not None
-    processor.query_tokenizer = None if retriever is None else retriever.compressor.query_ids
+    processor.query_tokenizer = None if retriever is None else retriever.perceiver.query_ids
     model.eval()
     try:
         yield

@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.controls.rows import MemoryMode, with_mode
+from tinyalign.evaluation.controls.rows import with_control
 from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.running.conversations import Answerer, Conversation
 from tinyalign.log import logger, progress
-from tinyalign.memory.search.index import RECALL, Engine
 from tinyalign.serving.load import load
+from tinyalign.vocabulary import RECALL, Engine, EvaluationControl
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
@@ -53,7 +53,8 @@ class LmmsEvalModel:
         pretrained: str,
         bank: str | None = None,
         k: int | None = None,
-        memory: MemoryMode = "on",
+        control: EvaluationControl = "none",
+        memory: Literal["on", "off"] = "on",
         batch_size: int | str = 1,
         device: str = "auto",
         max_new_tokens: int = 128,
@@ -68,7 +69,8 @@ class LmmsEvalModel:
             pretrained: a model's folder, or a run folder.
             bank: a memory bank, or a run folder; without it the model runs without memory.
             k: memories a question; by default the model's own.
-            memory: on, off, shuffled or random, as of `tinyalign evaluate`.
+            control: none, random or shuffled, as of `tinyalign evaluate`.
+            memory: "off" runs without memory, though a bank is named.
             max_new_tokens: where a task does not say it.
             seed: of shuffled and random memories.
             max_batch_size: given by lmms-eval; batches are of `batch_size`.
@@ -81,7 +83,7 @@ class LmmsEvalModel:
                 "runs in several."
             )
         loaded = load(pretrained, bank, k=k, device=device, engine=engine, recall=recall)
-        self.retriever = with_mode(loaded.retriever, memory, seed)
+        self.retriever = with_control(loaded.retriever, control if memory == "on" else memory, seed)
         self.batch_size = int(batch_size)
         self.answerer = Answerer(loaded.model, loaded.processor, self.retriever, self.batch_size)
         self.max_new_tokens = max_new_tokens

@@ -12,15 +12,14 @@ from safetensors import SafetensorError
 from tinyalign.errors import BankError, ConfigError, ModelError
 from tinyalign.log import logger
 from tinyalign.memory.attach import attach_memory
-from tinyalign.memory.bank.files import cannot_read
-from tinyalign.memory.bank.manifest import MANIFEST
 from tinyalign.memory.milvus.address import is_milvus
-from tinyalign.memory.search.index import RECALL, Engine
+from tinyalign.memory.open_bank import find_bank
 from tinyalign.memory.search.retriever import Retriever
+from tinyalign.model.device import choose_device
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
-from tinyalign.training.stage_run import MEMORY_NOTE
-from tinyalign.training.weights.models import choose_device, find_model
+from tinyalign.model.saved import find_model
+from tinyalign.vocabulary import RECALL, Engine
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
@@ -81,19 +80,6 @@ def load(
             folder, loaded.config.memory_k,
         )  # fmt: skip
     return Loaded(loaded, processor, retriever, folder)
-
-
-def find_bank(path: str | Path) -> str | Path:
-    """The folder or Milvus URI itself, or, of a run folder, the bank that it was trained with."""
-    if is_milvus(path):
-        return path
-    folder, note = Path(path), Path(path) / MEMORY_NOTE
-    try:
-        if (folder / MANIFEST).is_file() or not note.is_file():
-            return folder
-    except OSError as error:  # a folder that this user may not look into
-        raise cannot_read(folder, error) from error
-    return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])
 
 
 def _from_folder(folder: Path, dtype: Dtype) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.log import logger
 from tinyalign.memory.audit import Audit, audit
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.training.caches.features import Features
 
 SEARCHED = 1000
@@ -87,12 +87,12 @@ def _keys(
     bank: MemoryBank, samples: Sequence[Sample], features: Features, rows: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """(queries, keys as entries), both (len(rows), d_k), of samples with an image."""
-    compressor = Compressor.load(bank.compressor_folder)
+    perceiver = Perceiver.load(bank.perceiver_folder)
     queries, keys = [], []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         seen, some = features.batch(batch), [samples[i] for i in batch]
         asked = [one.instruction for one in some]
-        queries.append(compressor.keys(seen, asked).cpu())
-        keys.append(compressor.entry_keys(seen, asked, [one.text for one in some]).cpu())
+        queries.append(perceiver.keys(seen, asked).cpu())
+        keys.append(perceiver.entry_keys(seen, asked, [one.text for one in some]).cpu())
     return torch.cat(queries), torch.cat(keys)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.training.recipe.recipe import DataSource, MemoryArgs, Recipe
+from tinyalign.model.saved import find_model
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import check_source
-from tinyalign.training.run_folder import CACHE_NOTE, RunFolder, Stage
-from tinyalign.training.weights.models import find_model
+from tinyalign.training.run_folder import CACHE_NOTE, RunFolder
+from tinyalign.vocabulary import Stage
 
 
 def check_paths(recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> None:
@@ -56,26 +59,26 @@ def _sources(
     named |= {f"data.{stage}_eval": getattr(data, f"{stage}_eval") for stage in read}
     if data.finetune is None:
         named.pop("data.finetune_eval", None)
-    if stages and memory.reads_bank and memory.bank is None:
-        name = "data.pretrain" if memory.data is None else "memory.data"
-        named[name] = memory.data or data.pretrain
+    if stages and memory.reads_bank and memory.bank.path is None:
+        name = "data.pretrain" if memory.bank.data is None else "memory.bank.data"
+        named[name] = memory.bank.data or data.pretrain
     yield from ((name, source) for name, source in named.items() if source is not None)
 
 
 def _check_memory(memory: MemoryArgs) -> None:
     """Look for a bank or a Perceiver that the recipe names."""
-    if memory.bank is not None:
+    if memory.bank.path is not None:
         try:
-            MemoryBank.open(memory.bank)
+            MemoryBank.open(memory.bank.path)
         except BankError as error:
-            raise BankError(f"memory.bank: {error}") from error
-    elif memory.compressor is not None and memory.control != "untrained_perceiver":
-        _check_compressor(Path(memory.compressor))
+            raise BankError(f"memory.bank.path: {error}") from error
+    elif memory.perceiver.path is not None and memory.control != "untrained_perceiver":
+        _check_perceiver(Path(memory.perceiver.path))
 
 
-def _check_compressor(folder: Path) -> None:
+def _check_perceiver(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise BankError(
-            f"memory.compressor: {folder}: expected the folder of a Perceiver, found no "
-            "config.json there; `tinyalign compress train` makes one"
+            f"memory.perceiver.path: {folder}: expected the folder of a Perceiver, found no "
+            "config.json there; `tinyalign perceiver train` makes one"
         )

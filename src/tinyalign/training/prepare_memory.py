@@ -10,25 +10,28 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.manifest import FORMAT_VERSION
-from tinyalign.memory.building.builder import Share, build_bank, dataset_hash
-from tinyalign.memory.perceiver import Compressor, load_compressor
+from tinyalign.memory.building.builder import BuildPart, build_bank, dataset_hash
+from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.memory.search.neighbours import NeighbourTable, data_hash
 from tinyalign.memory.search.retriever import check_encoder
 from tinyalign.training.caches.features import FeatureCache, Features, FeatureSource
+from tinyalign.training.caches.query_keys import query_keys
 from tinyalign.training.machine.launch import is_first
 from tinyalign.training.overlap import say_overlap
-from tinyalign.training.perceiver.train import REPORT, train_compressor
-from tinyalign.training.recipe.recipe import DataArgs, MemoryArgs, Recipe
-from tinyalign.training.recipe.sources import compressor_samples, memory_samples
+from tinyalign.training.perceiver.train import REPORT, train_perceiver
+from tinyalign.training.recipe.data import DataArgs
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.recipe import Recipe
+from tinyalign.training.recipe.sources import memory_samples, perceiver_samples
 
+CACHED = "compressors"
+"""The cache's folder of Perceivers, by the name that it has had from the start."""
 EXCLUDE_NOTHING = "\x00"  # no sample is called so
 
 
@@ -43,29 +46,29 @@ class MemoryPreparer:
         self.folder = folder
         self.device = features.encoder.device
 
-    def compressor(self) -> Compressor:
+    def perceiver(self) -> Perceiver:
         """The Perceiver named in the recipe, or the one trained on the recipe's pairs."""
-        if self.memory.compressor is not None and self._trained:
-            return Compressor.load(self.memory.compressor)
-        samples = compressor_samples(self.memory, self.data.pretrain, strict=self.data.strict)
+        if self.memory.perceiver.path is not None and self._trained:
+            return Perceiver.load(self.memory.perceiver.path)
+        samples = perceiver_samples(self.memory, self.data.pretrain, strict=self.data.strict)
         decides = [
             self.features.encoder.hash,
             self.features.precision,
             dataset_hash(samples),
-            asdict(self.memory.compress),
-            [self.memory.key, self.memory.alpha, self.memory.seed, self._trained],
+            asdict(self.memory.perceiver.training),
+            [self.memory.key.kind, self.memory.key.alpha, self.memory.seed, self._trained],
         ]
-        folder = self.folder / "compressors" / hash_json(decides)
+        folder = self.folder / CACHED / hash_json(decides)
         if (folder / REPORT).is_file():  # written last
             logger.info("perceiver: from %s", folder)
-            return Compressor.load(folder)
-        return train_compressor(
+            return Perceiver.load(folder)
+        return train_perceiver(
             samples,
             self._covered(samples),
             folder,
-            self.memory.compress,
-            key=self.memory.key,
-            alpha=self.memory.alpha,
+            self.memory.perceiver.training,
+            key=self.memory.key.kind,
+            alpha=self.memory.key.alpha,
             seed=self.memory.seed,
             device=self.device,
             trained=self._trained,
@@ -80,34 +83,34 @@ class MemoryPreparer:
 
         Raises BankError if a bank named in the recipe was built with another vision encoder.
         """
-        if self.memory.bank is not None:
-            bank = MemoryBank.open(self.memory.bank)
+        if self.memory.bank.path is not None:
+            bank = MemoryBank.open(self.memory.bank.path)
             check_encoder(bank, self.features.encoder.hash)
             return bank
         samples = memory_samples(self.memory, self.data.pretrain, strict=self.data.strict)
-        compressor = self.compressor()
+        perceiver = self.perceiver()
         decides = [
             self.features.encoder.hash,
             self.features.precision,
             dataset_hash(samples),
-            compressor.hash,
-            compressor.key_function.hash,
-            self.memory.keys_dtype,
-            self.memory.values_dtype,
+            perceiver.hash,
+            perceiver.key_function.hash,
+            self.memory.bank.keys_dtype,
+            self.memory.bank.values_dtype,
             FORMAT_VERSION,
         ]
         built = build_bank(
             samples,
             self.features.encoder,
-            compressor.to(self.device),
+            perceiver.to(self.device),
             self.folder / "banks" / hash_json(decides),
             features=self._kept(samples),
             vision_name=self.recipe.model.vision,
             strict=self.data.strict,
-            keys_dtype=self.memory.keys_dtype,
-            values_dtype=self.memory.values_dtype,
+            keys_dtype=self.memory.bank.keys_dtype,
+            values_dtype=self.memory.bank.values_dtype,
             workers=self.data.workers,
-            share=Share(),
+            share=BuildPart(),
         )
         return built.bank
 
@@ -139,11 +142,7 @@ class MemoryPreparer:
             k, seed = max(1, self.memory.k), self.memory.seed
             say_overlap(bank, samples, features, k=k, seed=seed, device=self.device)
         seed = self.memory.seed + int(held_out)
-        if self.memory.control == "random_neighbours":
-            return table.random(seed)
-        if self.memory.control == "shuffled_values":
-            return table.shuffled(seed)
-        return table
+        return table.under(self.memory.control, seed)
 
     def _search(
         self,
@@ -164,10 +163,10 @@ class MemoryPreparer:
                 return NeighbourTable.load(path, bank_hash=bank.hash, data_hash=asked)
             except BankError as error:
                 logger.warning("neighbours: %s; searched again", error)
-        compressor = load_compressor(bank)
+        perceiver = load_perceiver(bank)
         # Held-out images had no part in fitting the keys: they need no leaving out.
         known = None if held_out else image_hashes
-        queries = query_keys(compressor, features, instructions, known)
+        queries = query_keys(perceiver, features, instructions, known)
         table = NeighbourTable.build(
             bank, queries, ids, image_hashes, k, device=self.device,
             partial=path.with_suffix(".partial"),
@@ -178,24 +177,3 @@ class MemoryPreparer:
             k, len(table), 8 * table.indices.numel() / 1e6, path,
         )  # fmt: skip
         return table
-
-
-def query_keys(
-    compressor: Compressor,
-    features: Features,
-    instructions: Sequence[str],
-    image_hashes: Sequence[str] | None = None,
-    block: int = 64,
-) -> torch.Tensor:
-    """Queries (N, d_k) from each sample's image and its instruction; zeros without image.
-
-    image_hashes: those of training samples, whose own text must have no part in their query.
-    """
-    queries = torch.zeros(len(features), compressor.key_function.dim)
-    seen = [i for i in features.usable() if features.rows[i]]
-    for start in range(0, len(seen), block):
-        rows = seen[start : start + block]
-        texts = [instructions[i] for i in rows]
-        hashes = None if image_hashes is None else [image_hashes[i] for i in rows]
-        queries[rows] = compressor.keys(features.batch(rows), texts, hashes).cpu()
-    return queries

@@ -12,16 +12,18 @@ from typing import Literal
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.memory.open_bank import MEMORY_NOTE
+from tinyalign.model.device import choose_device
 from tinyalign.training.machine.launch import first_goes_first, is_first, join, wait_for_all
 from tinyalign.training.machine.precision import check_machine
 from tinyalign.training.metering.tracking import check_trackers
 from tinyalign.training.preflight import check_paths
 from tinyalign.training.recipe.files import save_recipe
 from tinyalign.training.recipe.recipe import Recipe
-from tinyalign.training.run_folder import RunFolder, Stage, StageResult, run_log
-from tinyalign.training.stage_run import MEMORY_NOTE, Workshop
+from tinyalign.training.run_folder import RunFolder, StageResult, run_log
+from tinyalign.training.stage_run import StageRun
 from tinyalign.training.weights.adapters import check_installed
-from tinyalign.training.weights.models import choose_device
+from tinyalign.vocabulary import Stage
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _train_stage(recipe: Recipe, folder: RunFolder, stage: Stage) -> StageResult
     if done is not None:
         logger.info("%s: finished already, %d steps", stage, done.steps)
     else:
-        done = Workshop(recipe, folder, stage).run()
+        done = StageRun(recipe, folder, stage).run()
     if is_first():
         folder.gather(stage)
     return done

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,12 +18,16 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import logger
 from tinyalign.memory.bank.files import write_atomically
+from tinyalign.settings import differences, filled
 from tinyalign.training.loop.early_stopping import BEST
 from tinyalign.training.metering.metrics_log import read_metrics
-from tinyalign.training.recipe.recipe import DataArgs, DataSource, MemoryArgs, Recipe
+from tinyalign.training.recipe.data import DataArgs, DataSource
+from tinyalign.training.recipe.memory import BankArgs, MemoryArgs
+from tinyalign.training.recipe.old_names import with_new_names
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.weights.checkpoints import last_checkpoint
+from tinyalign.vocabulary import Stage
 
-Stage = Literal["pretrain", "finetune"]
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 CACHE_NOTE = "cache.json"
@@ -149,7 +153,7 @@ class RunFolder:
         note = folder / "settings.json"
         now = json.loads(json.dumps(deciding(self.recipe, stage)))
         if note.is_file():
-            before = json.loads(note.read_text(encoding="utf-8"))
+            before, _ = with_new_names(json.loads(note.read_text(encoding="utf-8")))
             before = filled(without_free(before), deciding(_defaults(), stage))
             self._settle_cache(before["data"], now["data"])
             different = differences(before, now)
@@ -273,31 +277,11 @@ def fingerprint(recipe: Recipe, stage: Stage) -> str:
     return hash_json(deciding(recipe, stage))
 
 
-def filled(settings: Any, defaults: Any) -> Any:
-    """Settings with those that are missing at their defaults, as a version that did not have
-    them ran; what is there stays."""
-    if not (isinstance(settings, dict) and isinstance(defaults, dict)):
-        return settings
-    there = {name: filled(value, defaults.get(name)) for name, value in settings.items()}
-    return {**json.loads(json.dumps(defaults)), **there}
-
-
 def _defaults() -> Recipe:
     """A recipe with every setting at its default, and every data source there to have some."""
     source = DataSource("")
     data = DataArgs(source, finetune=source, pretrain_eval=source, finetune_eval=source)
-    return Recipe(data=data, memory=MemoryArgs(data=source))
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """Settings in which two runs differ, as "memory.k 5 -> 3"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        found: list[str] = []
-        for key in sorted(before.keys() | now.keys()):
-            inner = f"{name}.{key}" if name else key
-            found += differences(before.get(key), now.get(key), inner)
-        return found
-    return [] if before == now else [f"{name} {before} -> {now}"]
+    return Recipe(data=data, memory=MemoryArgs(bank=BankArgs(data=source)))
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import Compressor, load_compressor
+from tinyalign.memory.open_bank import MEMORY_NOTE
+from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.model.device import choose_device
 from tinyalign.model.packing.attention import disable_packing, enable_packing
 from tinyalign.training.batches.dataset import Neighbours, TrainingDataset
 from tinyalign.training.batches.stream import BlockSearch, StreamDataset, part_of_launch
@@ -33,6 +35,7 @@ from tinyalign.training.caches.tokens import CachedTokens, cached_tokens
 from tinyalign.training.loop.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.loop.callbacks import EvaluateAt, Tell
 from tinyalign.training.loop.trainer import TinyAlignTrainer
+from tinyalign.training.machine.compiling import compile_layers, undo_compile
 from tinyalign.training.machine.launch import (
     first_goes_first,
     is_first,
@@ -49,35 +52,28 @@ from tinyalign.training.metering.tracking import add_trackers
 from tinyalign.training.perceiver.closed_form import closed_form_skip, token_table
 from tinyalign.training.preflight import stage_two_start
 from tinyalign.training.prepare_memory import MemoryPreparer
-from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import open_source, open_source_stream
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run_folder import (
+    CACHE_NOTE,
     CHECKPOINTS,
     RunFolder,
-    Stage,
     StageResult,
     fingerprint,
 )
 from tinyalign.training.weights.adapters import check_targets, merge_adapters, save_adapter
 from tinyalign.training.weights.freeze import freeze
-from tinyalign.training.weights.models import (
-    cast_trained,
-    choose_device,
-    compile_layers,
-    load_model,
-    new_model,
-    save_model,
-    undo_compile,
-)
+from tinyalign.training.weights.models import cast_trained, load_model, new_model, save_model
 from tinyalign.training.weights.snapshots import SaveModelAt
+from tinyalign.vocabulary import Stage
 
-MEMORY_NOTE = "memory.json"
 SKIPPED_LINES = "skipped.jsonl"
 Items = TrainingDataset | StreamDataset
 
 
-class Workshop:
+class StageRun:
     """What one stage needs, made in order: model, caches, bank, data, trainer."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, stage: Stage) -> None:
@@ -90,7 +86,9 @@ class Workshop:
         cache_folder = Path(recipe.data.cache_folder or default_cache_folder())
         self.cache_folder = cache_folder
         with first_goes_first():  # an estimate opens the data
-            self.features: FeatureSource = choose_source(recipe, folder.path, cache_folder, encoder)
+            self.features: FeatureSource = choose_source(
+                recipe, folder.path / CACHE_NOTE, cache_folder, encoder
+            )
         self.memory = MemoryPreparer(recipe, self.features, cache_folder)
         self.bank: MemoryBank | None = None
         if recipe.memory.reads_bank:
@@ -120,40 +118,40 @@ class Workshop:
         note: dict[str, Any] = {
             "bank": str(bank.folder.resolve()),
             "bank_hash": bank.hash,
-            "perceiver_hash": bank.manifest.compressor_hash,
+            "perceiver_hash": bank.manifest.perceiver_hash,
             "entries": len(bank),
             "k": memory.k,
             "control": memory.control,
         }
         if self.stage == "pretrain":
-            compressor = load_compressor(bank)
-            config.perceiver_hash = bank.manifest.compressor_hash
-            compressor.perceiver.config.name_or_path = ""  # where it lay is no part of the model
-            config.perceiver_config = compressor.perceiver.config
-            if memory.linear_skip and memory.closed_form:
-                note["closed_form_r2"] = self._start_skip(bank, compressor)
-            if memory.word_skip:
-                self._start_words(compressor)
-        elif config.perceiver_hash != bank.manifest.compressor_hash:
+            perceiver = load_perceiver(bank)
+            config.perceiver_hash = bank.manifest.perceiver_hash
+            perceiver.network.config.name_or_path = ""  # where it lay is no part of the model
+            config.perceiver_config = perceiver.network.config
+            if memory.fusion.linear_skip and memory.fusion.closed_form:
+                note["closed_form_r2"] = self._start_skip(bank, perceiver)
+            if memory.fusion.word_skip:
+                self._start_words(perceiver)
+        elif config.perceiver_hash != bank.manifest.perceiver_hash:
             raise ConfigError(
-                f"{bank.folder}: made with Perceiver {bank.manifest.compressor_hash}, stage 1 "
+                f"{bank.folder}: made with Perceiver {bank.manifest.perceiver_hash}, stage 1 "
                 f"was trained with {config.perceiver_hash}; use the bank of stage 1"
             )
         if is_first():
             text = json.dumps(note, indent=2)
             (self.folder.path / MEMORY_NOTE).write_text(text, encoding="utf-8")
 
-    def _start_skip(self, bank: MemoryBank, compressor: Compressor) -> float:
+    def _start_skip(self, bank: MemoryBank, perceiver: Perceiver) -> float:
         embeddings = self.model.get_input_embeddings().weight
-        start = closed_form_skip(bank, compressor, self.processor.tokenizer, embeddings)
+        start = closed_form_skip(bank, perceiver, self.processor.tokenizer, embeddings)
         self.model.model.memory_connector.start_linear_skip(start.weight, start.bias)
         logger.info("memory connector: starts in closed form, R2 %.3f", start.r2)
         return round(start.r2, 4)
 
-    def _start_words(self, compressor: Compressor) -> None:
+    def _start_words(self, perceiver: Perceiver) -> None:
         embeddings = self.model.get_input_embeddings().weight.detach()
-        table = token_table(compressor.tokenizer, self.processor.tokenizer, embeddings)
-        head = compressor.perceiver.text_head
+        table = token_table(perceiver.tokenizer, self.processor.tokenizer, embeddings)
+        head = perceiver.network.text_head
         self.model.model.memory_connector.start_word_skip(head.weight, head.bias, table)
         logger.info("memory connector: reads back %d words", len(table))
 

@@ -11,7 +11,7 @@ import pytest
 
 from tinyalign.serving.browse.server import BrowseServer
 
-from ...memory.conftest import bank, compressor, samples, vision  # noqa: F401
+from ...memory.conftest import bank, perceiver, samples, vision  # noqa: F401
 from ..conftest import make_pairs
 
 

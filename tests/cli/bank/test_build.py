@@ -38,7 +38,7 @@ def build(words: list[str], said: Path, world: dict[str, str], dies: bool) -> No
     os.environ |= world
     PartialState._reset_state()  # of the process it was forked from
     builder.CHECKPOINT_EVERY = 1
-    store, made = maker.Maker.store, []
+    store, made = maker.EntryMaker.store, []
 
     def counting(self, batch, writer):
         if dies and made:
@@ -46,7 +46,7 @@ def build(words: list[str], said: Path, world: dict[str, str], dies: bool) -> No
         made.append(batch)
         store(self, batch, writer)
 
-    maker.Maker.store = counting
+    maker.EntryMaker.store = counting
     with open(said.with_suffix(".out"), "w") as out, open(said.with_suffix(".err"), "w") as errors:
         sys.stdout, sys.stderr = out, errors
         code = main(words)
@@ -88,9 +88,9 @@ def test_a_killed_build_by_two_processes_ends_as_that_of_one(
     (pairs.parent / "5.png").unlink()  # skipped, and listed by whoever builds
     data = ["--data", str(pairs), "--vision", str(tiny_vision_dir), "--device", "cpu"]
     few = ["--min-steps", "1", "--max-steps", "1", "--vocab-size", "300", "--held-out", "0.2"]
-    compressor, one, two = (str(tmp_path / name) for name in ("compressor", "one", "two"))
-    assert main(["compress", "train", *data, *few, "--out", compressor]) == 0
-    words = ["bank", "build", *data, "--compressor", compressor, "--batch-size", "4"]
+    perceiver, one, two = (str(tmp_path / name) for name in ("compressor", "one", "two"))
+    assert main(["compress", "train", *data, *few, "--out", perceiver]) == 0
+    words = ["bank", "build", *data, "--compressor", perceiver, "--batch-size", "4"]
     assert main([*words, "--no-cache", "--out", one]) == 0
 
     words += ["--workers", "1", "--json", "--out", two]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tinyalign.cli.front.app import VERBS
 from tinyalign.cli.front.options import arguments_class, field_docs, parse
-from tinyalign.training.recipe.recipe import RECIPE_ONLY
+from tinyalign.training.recipe.data import RECIPE_ONLY
 
 from ..conftest import make_pairs
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tinyalign.errors import ConfigError, EvaluationError
 from tinyalign.evaluation.results import read_predictions, read_results
 from tinyalign.evaluation.running.partial_files import PATTERN
-from tinyalign.evaluation.running.predictor import Judge
+from tinyalign.evaluation.running.predictor import Predictor
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.evaluation.running.shards import Shard, join_ranks, leave_ranks, rank
 
@@ -35,7 +35,7 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_after(monkeypatch: pytest.MonkeyPatch):
     """`kill_after(n)`: the n-th batch from now on is never judged."""
-    judge = Judge.judge
+    predict = Predictor.predict
 
     def arm(batches: int | None) -> list[int]:
         judged: list[int] = []
@@ -43,11 +43,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch):
         def counting(self, items):
             if batches is not None and len(judged) >= batches:
                 raise Killed
-            found = judge(self, items)
+            found = predict(self, items)
             judged.extend(found)
             return found
 
-        monkeypatch.setattr(Judge, "judge", counting)
+        monkeypatch.setattr(Predictor, "predict", counting)
         return judged
 
     return arm

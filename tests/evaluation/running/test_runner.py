@@ -222,10 +222,10 @@ def test_the_models_mode_and_attachment_are_left_alone(world: World, questions):
 
 
 def test_a_soft_prompt_is_used_without_a_bank(
-    world, compressor, tiny_vision_dir, tiny_llm_dir, questions
+    world, perceiver, tiny_vision_dir, tiny_llm_dir, questions
 ):
     model, processor = make_model(
-        tiny_vision_dir, tiny_llm_dir, compressor, k=2, memory_source="soft_prompt"
+        tiny_vision_dir, tiny_llm_dir, perceiver, k=2, memory_source="soft_prompt"
     )
     before = evaluate(model, processor, questions, task="vqa", max_new_tokens=3)
     with torch.no_grad():
@@ -236,11 +236,11 @@ def test_a_soft_prompt_is_used_without_a_bank(
 
 
 def test_what_cannot_be_asked_is_refused(
-    world, compressor, tiny_vision_dir, tiny_llm_dir, questions
+    world, perceiver, tiny_vision_dir, tiny_llm_dir, questions
 ):
     with pytest.raises(EvaluationError, match="caption, vqa, easy_vqa"):
         run(world, questions, task="captions")
-    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor)
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, perceiver)
     with pytest.raises(EvaluationError, match="without memory"):
         evaluate(model, processor, questions, task="vqa", retriever=world.retriever)
 
@@ -291,8 +291,8 @@ def test_text_only_sees_neither_image_nor_memories(world: World, questions):
     assert found.results.metrics["loss"] != shown.results.metrics["loss"]
 
 
-def test_text_only_captions_start_as_texts_do(world, compressor, tiny_vision_dir, tiny_llm_dir):
-    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, k=2, template="plain")
+def test_text_only_captions_start_as_texts_do(world, perceiver, tiny_vision_dir, tiny_llm_dir):
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, perceiver, k=2, template="plain")
     samples = make_captions(images=2)
     reader = ItemReader(samples, processor, 0, decode=False, strict=True, show_image=False)
     [batch] = reader.batches(9)

@@ -26,14 +26,14 @@ def copy(bank: MemoryBank, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bank.folder, tmp_path / "copy"))
 
 
-def test_a_bank_holds_what_the_samples_said(bank, samples, compressor) -> None:
+def test_a_bank_holds_what_the_samples_said(bank, samples, perceiver) -> None:
     assert len(bank) == 12
     assert bank.ids == [sample.id for sample in samples]
     assert bank.texts == [sample.text for sample in samples]
     assert bank.sources == ["made"] * 12
     assert bank.entry(3).instruction == samples[3].instruction
     assert bank.image_hashes[0] == bank.image_hashes[9] != bank.image_hashes[1]
-    assert bank.keys.shape == (12, compressor.key_function.dim)
+    assert bank.keys.shape == (12, perceiver.key_function.dim)
     assert bank.values.shape == (12, 8, 8)
     assert bank.values.dtype == np.float32
     assert bank.keys.dtype == np.float16
@@ -41,11 +41,11 @@ def test_a_bank_holds_what_the_samples_said(bank, samples, compressor) -> None:
         bank.entry(12)
 
 
-def test_the_manifest_names_every_part_it_was_made_with(bank, vision, compressor) -> None:
+def test_the_manifest_names_every_part_it_was_made_with(bank, vision, perceiver) -> None:
     info = bank.info()
     assert info["vision_hash"] == vision.hash
-    assert info["compressor_hash"] == compressor.hash
-    assert info["key_hash"] == compressor.key_function.hash
+    assert info["compressor_hash"] == perceiver.hash
+    assert info["key_hash"] == perceiver.key_function.hash
     assert info["alpha"] == 0.6
     assert info["count"] == 12
     assert (

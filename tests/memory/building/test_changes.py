@@ -15,7 +15,7 @@ from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.building.builder import build_bank
 from tinyalign.memory.building.changes import add_samples, find_rows, merge_banks, remove_entries
 from tinyalign.memory.building.writer import BankWriter
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 
 from ..conftest import make_perceiver, make_sample
 
@@ -48,10 +48,10 @@ def broken(number: int):
 
 
 def test_a_bank_that_grew_is_the_bank_that_was_built_whole(
-    samples, vision, compressor, tmp_path: Path
+    samples, vision, perceiver, tmp_path: Path
 ) -> None:
-    whole = build_bank(samples, vision, compressor, tmp_path / "whole", batch_size=4).bank
-    part = build_bank(samples[:8], vision, compressor, tmp_path / "part", batch_size=4).bank
+    whole = build_bank(samples, vision, perceiver, tmp_path / "whole", batch_size=4).bank
+    part = build_bank(samples[:8], vision, perceiver, tmp_path / "part", batch_size=4).bank
     grown = add_samples(part.folder, samples[8:], vision, batch_size=4)
     assert (grown.added, grown.removed, grown.skipped) == (4, 0, ())
     assert (grown.bank.keys == whole.keys).all()
@@ -108,9 +108,9 @@ def test_another_encoder_is_refused(copy: Path, samples, vision, monkeypatch) ->
 
 
 def test_a_perceiver_that_was_replaced_adds_nothing(copy: Path, vision) -> None:
-    folder = MemoryBank.open(copy).compressor_folder
-    own = Compressor.load(folder)
-    Compressor(make_perceiver(seed=1), own.tokenizer, own.key_function).save(folder)
+    folder = MemoryBank.open(copy).perceiver_folder
+    own = Perceiver.load(folder)
+    Perceiver(make_perceiver(seed=1), own.tokenizer, own.key_function).save(folder)
     before = MemoryBank.open(copy).hash
     with pytest.raises(BankError, match=r"did not make the bank's values.*it was replaced"):
         add_samples(copy, [make_sample(20)], vision)
@@ -153,11 +153,11 @@ def test_sources_are_counted_without_what_was_removed(copy: Path, vision) -> Non
 
 
 @pytest.fixture
-def halves(samples, vision, compressor, tmp_path: Path) -> list[Path]:
+def halves(samples, vision, perceiver, tmp_path: Path) -> list[Path]:
     """Banks of the samples 0-6 and 5-11."""
     folders = [tmp_path / "low", tmp_path / "high"]
     for folder, part in zip(folders, (samples[:7], samples[5:])):
-        build_bank(part, vision, compressor, folder, batch_size=12)
+        build_bank(part, vision, perceiver, folder, batch_size=12)
     return folders
 
 
@@ -185,10 +185,10 @@ def test_an_id_in_two_banks_stops_a_merge_or_the_first_one_stays(halves, tmp_pat
 
 
 def test_banks_of_other_models_or_codings_do_not_merge(
-    halves, samples, vision, compressor, tmp_path: Path
+    halves, samples, vision, perceiver, tmp_path: Path
 ) -> None:
     other = tmp_path / "f16"
-    build_bank(samples[:3], vision, compressor, other, values_dtype="float16")
+    build_bank(samples[:3], vision, perceiver, other, values_dtype="float16")
     with pytest.raises(BankError, match="types of values differ: float16 here, int8"):
         merge_banks([halves[0], other], tmp_path / "out")
 
@@ -205,8 +205,8 @@ def test_damaged_banks_are_not_merged(halves, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
         path.write_bytes(whole)
     merged = merge_banks(halves, tmp_path / "out").bank
-    for name, facts in merged.manifest.compressor.items():
-        assert facts == MemoryBank.open(halves[0]).manifest.compressor[name]
+    for name, facts in merged.manifest.perceiver_files.items():
+        assert facts == MemoryBank.open(halves[0]).manifest.perceiver_files[name]
 
 
 def test_a_merge_counts_no_coding_loss_of_a_bank_that_was_emptied(halves, tmp_path) -> None:

@@ -32,10 +32,10 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["int8", "float16"])
-def any_bank(request, samples, vision, compressor, tmp_path: Path) -> MemoryBank:
+def any_bank(request, samples, vision, perceiver, tmp_path: Path) -> MemoryBank:
     keys = {"int8": "float16", "float16": "float32"}[request.param]
     codings = {"values_dtype": request.param, "keys_dtype": keys}
-    return build_bank(samples, vision, compressor, tmp_path / "original", **codings).bank
+    return build_bank(samples, vision, perceiver, tmp_path / "original", **codings).bank
 
 
 def test_a_bank_comes_back_byte_by_byte(any_bank: MemoryBank, tmp_path: Path) -> None:

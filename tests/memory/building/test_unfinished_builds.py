@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinyalign.errors import BankError
-from tinyalign.memory.building.builder import Share, build_bank
+from tinyalign.memory.building.builder import BuildPart, build_bank
 from tinyalign.memory.building.changes import merge_banks
 from tinyalign.memory.building.parquet import export_bank, import_bank
 from tinyalign.memory.building.unfinished_builds import refuse_unfinished
@@ -18,14 +18,14 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def stopped(samples, vision, compressor, tmp_path: Path, monkeypatch) -> Path:
+def stopped(samples, vision, perceiver, tmp_path: Path, monkeypatch) -> Path:
     """A build by two processes that ended when the first of them had made its part."""
     folder = tmp_path / "out"
-    build_part(samples, vision, compressor, folder, 0, monkeypatch)
+    build_part(samples, vision, perceiver, folder, 0, monkeypatch)
     return folder
 
 
-def build_part(samples, vision, compressor, folder: Path, index: int, monkeypatch) -> None:
+def build_part(samples, vision, perceiver, folder: Path, index: int, monkeypatch) -> None:
     """One process's part, without the bank of all parts."""
 
     def dies(*arguments) -> None:
@@ -34,7 +34,7 @@ def build_part(samples, vision, compressor, folder: Path, index: int, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("tinyalign.memory.building.builder._joined", dies)
         with pytest.raises(Killed):
-            build_bank(samples, vision, compressor, folder, batch_size=4, share=Share(index, 2))
+            build_bank(samples, vision, perceiver, folder, batch_size=4, share=BuildPart(index, 2))
 
 
 def test_a_merge_and_an_import_spare_the_parts_of_a_build(bank, stopped, tmp_path: Path) -> None:
@@ -48,25 +48,25 @@ def test_a_merge_and_an_import_spare_the_parts_of_a_build(bank, stopped, tmp_pat
         assert (stopped / "building" / "part-0-of-2" / "progress.json").exists()
 
 
-@pytest.mark.parametrize("share", [Share(), Share(0, 3), Share(1, 3)])
+@pytest.mark.parametrize("share", [BuildPart(), BuildPart(0, 3), BuildPart(1, 3)])
 def test_a_build_by_another_number_of_processes_is_refused(
-    share, stopped, samples, vision, compressor
+    share, stopped, samples, vision, perceiver
 ) -> None:
     with pytest.raises(BankError, match=r"part-0-of-2.*as many processes, or remove"):
-        build_bank(samples, vision, compressor, stopped, batch_size=4, share=share)
+        build_bank(samples, vision, perceiver, stopped, batch_size=4, share=share)
     assert sorted(path.name for path in (stopped / "building").iterdir()) == ["part-0-of-2"]
 
 
 @pytest.mark.usefixtures("no_checkpoint_luck")
 def test_a_build_by_one_process_is_refused_to_several(
-    samples, vision, compressor, tmp_path: Path, monkeypatch
+    samples, vision, perceiver, tmp_path: Path, monkeypatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("tinyalign.memory.building.builder._commit", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            build_bank(samples, vision, compressor, tmp_path, batch_size=4)
+            build_bank(samples, vision, perceiver, tmp_path, batch_size=4)
     with pytest.raises(BankError, match=r"is 1, not 2 \(progress\.json\)"):
-        build_bank(samples, vision, compressor, tmp_path, batch_size=4, share=Share(0, 2))
+        build_bank(samples, vision, perceiver, tmp_path, batch_size=4, share=BuildPart(0, 2))
     assert (tmp_path / "building" / "progress.json").exists()
 
 

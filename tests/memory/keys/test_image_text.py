@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyalign.errors import BankError, ConfigError
-from tinyalign.memory.keys.image_text import KeyFunction
+from tinyalign.memory.keys.image_text import ImageTextKeyFunction
 
 N, D, V, W = 5, 12, 20, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -18,8 +18,8 @@ TEXT_MEAN = torch.randn(W, generator=GENERATOR) * 0.1
 PROJECTION = torch.randn(D, 6, generator=GENERATOR)
 
 
-def make(kind: str = "pooled", alpha: float = 0.4, **more) -> KeyFunction:
-    return KeyFunction(kind, alpha, MEAN, TABLE, TEXT_MEAN, **more)  # type: ignore[arg-type]
+def make(kind: str = "pooled", alpha: float = 0.4, **more) -> ImageTextKeyFunction:
+    return ImageTextKeyFunction(kind, alpha, MEAN, TABLE, TEXT_MEAN, **more)  # type: ignore[arg-type]
 
 
 def features(batch: int, seed: int = 1) -> torch.Tensor:
@@ -114,15 +114,15 @@ def test_text_alone_is_a_query_too(kind) -> None:
 
 def test_an_instruction_that_all_samples_share_does_not_become_noise() -> None:
     ids = padded([[3, 4, 5]] * 6)
-    function = KeyFunction.fit([features(6)], [ids], text_table=TABLE)
+    function = ImageTextKeyFunction.fit([features(6)], [ids], text_table=TABLE)
     keys = function.keys(features(6), ids)
     assert not keys[:, D:].any()
 
 
 def test_fitting_streams_over_batches() -> None:
     images, texts = features(7), [[1, 2], [], [3], [4], [], [5, 6], [7]]
-    whole = KeyFunction.fit([images], [padded(texts)], text_table=TABLE)
-    parts = KeyFunction.fit(
+    whole = ImageTextKeyFunction.fit([images], [padded(texts)], text_table=TABLE)
+    parts = ImageTextKeyFunction.fit(
         (part for part in images.split(2)),
         (padded(texts[start : start + 2]) for start in range(0, 7, 2)),
         text_table=TABLE,
@@ -138,7 +138,7 @@ def test_fitting_streams_over_batches() -> None:
 def test_saving_and_loading_changes_nothing(kind, tmp_path: Path) -> None:
     function = make(kind, image_projection=PROJECTION)
     function.save(tmp_path)
-    again = KeyFunction.load(tmp_path)
+    again = ImageTextKeyFunction.load(tmp_path)
     assert again.hash == function.hash
     ids = padded([[1, 2]])
     assert torch.equal(again.keys(features(1), ids), function.keys(features(1), ids))
@@ -150,7 +150,7 @@ def test_the_hash_sees_settings_and_tensors() -> None:
         make("attention").hash,
         make(alpha=0.5).hash,
         make(image_projection=PROJECTION).hash,
-        KeyFunction("pooled", 0.4, MEAN + 1, TABLE, TEXT_MEAN).hash,
+        ImageTextKeyFunction("pooled", 0.4, MEAN + 1, TABLE, TEXT_MEAN).hash,
     }
     assert len(hashes) == 5
 
@@ -162,7 +162,7 @@ def test_a_damaged_key_function_is_refused_by_name(name, damage, tmp_path: Path)
     path = tmp_path / name
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(BankError, match=name):
-        KeyFunction.load(tmp_path)
+        ImageTextKeyFunction.load(tmp_path)
 
 
 def test_other_tensors_than_the_saved_ones_are_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_other_tensors_than_the_saved_ones_are_refused(tmp_path: Path) -> None:
     make(image_projection=PROJECTION).save(tmp_path / "b")
     (tmp_path / "b" / "key.safetensors").replace(tmp_path / "a" / "key.safetensors")
     with pytest.raises(BankError, match=r"key\.safetensors"):
-        KeyFunction.load(tmp_path / "a")
+        ImageTextKeyFunction.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_other_tensors_than_the_saved_ones_are_refused(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together_are_refused(wrong) -> None:
     settings = {"kind": "pooled", "alpha": 0.4, "image_mean": MEAN, "text_table": TABLE} | wrong
     with pytest.raises(ConfigError):
-        KeyFunction(**settings)
+        ImageTextKeyFunction(**settings)
 
 
 def test_features_of_another_encoder_are_refused_with_both_widths() -> None:

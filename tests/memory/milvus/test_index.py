@@ -253,11 +253,11 @@ def test_what_a_killed_push_of_another_future_left_is_not_trusted(
 
 
 def test_removals_show_at_once_and_additions_after_push_and_refresh(
-    folder, place, in_milvus, compressor, queries
+    folder, place, in_milvus, perceiver, queries
 ) -> None:
     bank = MemoryBank.open(folder)
     index = in_milvus(bank)
-    retriever = Retriever(index.bank, compressor, 20, index=index)
+    retriever = Retriever(index.bank, perceiver, 20, index=index)
     shrink(folder, [3])
     assert 3 not in index.topk(queries, 20)[0]
     grown = grow(folder, unit(5, bank.manifest.key_dim, 6))
@@ -303,12 +303,12 @@ def test_a_collection_filled_anew_behind_an_open_index_is_noticed(
 # -- from outside --------------------------------------------------------------------------------
 
 
-def test_the_retriever_gives_the_same_memories(crowded, compressor, samples, queries) -> None:
+def test_the_retriever_gives_the_same_memories(crowded, perceiver, samples, queries) -> None:
     bank, index = crowded
-    here = Retriever(bank, compressor, 5)
-    there = Retriever(index.bank, compressor, 5, index=index)
+    here = Retriever(bank, perceiver, 5)
+    there = Retriever(index.bank, perceiver, 5, index=index)
     features = torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(0))
-    ids = compressor.query_ids([sample.instruction for sample in samples[:3]])
+    ids = perceiver.query_ids([sample.instruction for sample in samples[:3]])
     exclude = [Exclusion(ids=("e5",), image_hashes=("picture 9",))] * 3
     one, two = here.retrieve(features, ids, exclude), there.retrieve(features, ids, exclude)
     assert one.ids == two.ids
@@ -320,14 +320,14 @@ def test_the_retriever_gives_the_same_memories(crowded, compressor, samples, que
 
 
 def test_a_model_takes_its_memory_from_milvus(
-    folder, in_milvus, tiny_vision_dir, tiny_llm_dir, compressor
+    folder, in_milvus, tiny_vision_dir, tiny_llm_dir, perceiver
 ) -> None:
     index = in_milvus(MemoryBank.open(folder))
-    config = compressor.perceiver.config
+    config = perceiver.network.config
     model, processor = build_model(
         tiny_vision_dir, tiny_llm_dir, k=3, perceiver_config=config, memory_latents_used=8
     )
-    model.config.perceiver_hash = compressor.hash
+    model.config.perceiver_hash = perceiver.hash
     retriever = attach_memory(model, processor, str(index.collection.address))
     assert isinstance(retriever.index, MilvusIndex)
     assert retriever.bank.folder == folder

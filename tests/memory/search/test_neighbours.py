@@ -16,9 +16,9 @@ from tinyalign.memory.search.neighbours import NeighbourTable, data_hash
 
 
 @pytest.fixture(scope="module")
-def queries(samples, vision, compressor) -> torch.Tensor:
+def queries(samples, vision, perceiver) -> torch.Tensor:
     features = vision.encode([load_image(sample.images[0]) for sample in samples])
-    return compressor.keys(features, [sample.instruction for sample in samples])
+    return perceiver.keys(features, [sample.instruction for sample in samples])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 
 from tinyalign.errors import ConfigError, ModelError
 from tinyalign.model.configuration import TinyAlignConfig
-from tinyalign.model.connectors.image import CONNECTORS, build_connector, match_scale, rms
+from tinyalign.model.connectors.image import build_connector, match_scale, rms
+from tinyalign.model.forms import IMAGE_CONNECTORS as CONNECTORS
 
 VISION = {"model_type": "siglip_vision_model", "hidden_size": 48, "num_hidden_layers": 1}
 TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

@@ -6,7 +6,8 @@ import torch
 from tinyalign.errors import ConfigError, ModelError
 from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors.image import rms
-from tinyalign.model.connectors.memory import FUSIONS, MemoryConnector
+from tinyalign.model.connectors.memory import MemoryConnector
+from tinyalign.model.forms import FUSIONS
 
 VISION = {"model_type": "siglip_vision_model", "hidden_size": 48, "num_hidden_layers": 1}
 TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

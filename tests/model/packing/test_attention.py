@@ -16,7 +16,7 @@ from tinyalign.model.packing.attention import (
     keeps_apart,
     segment_mask,
 )
-from tinyalign.training.weights.models import compile_layers, undo_compile
+from tinyalign.training.machine.compiling import compile_layers, undo_compile
 
 LENGTHS = (7, 4, 12)  # words behind image and memory tokens
 

@@ -19,17 +19,17 @@ from tinyalign.training.batches.dataset import TrainingDataset
 from tinyalign.training.caches.features import FeatureCache
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 
 @pytest.fixture
-def shop(recipe: Recipe) -> Workshop:
+def shop(recipe: Recipe) -> StageRun:
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)
-    return Workshop(recipe, folder, "pretrain")
+    return StageRun(recipe, folder, "pretrain")
 
 
-def test_an_item_is_ids_labels_features_and_values_from_the_bank(shop: Workshop) -> None:
+def test_an_item_is_ids_labels_features_and_values_from_the_bank(shop: StageRun) -> None:
     dataset = shop.dataset(shop.recipe.data.pretrain)
     item = dataset[4]
     config = shop.model.config
@@ -48,9 +48,9 @@ def test_an_item_is_ids_labels_features_and_values_from_the_bank(shop: Workshop)
     assert item["memory_mask"].tolist() == [True, True]
 
 
-def shop_pixels(shop: Workshop, index: int) -> list[torch.Tensor]:
+def shop_pixels(shop: StageRun, index: int) -> list[torch.Tensor]:
     live = replace(shop.recipe, data=replace(shop.recipe.data, cache="none"))
-    other = Workshop(live, shop.folder, "pretrain")
+    other = StageRun(live, shop.folder, "pretrain")
     return other.dataset(live.data.pretrain)[index]["pixel_values"]
 
 
@@ -59,14 +59,14 @@ def test_a_bank_smaller_than_k_leaves_masked_slots(recipe: Recipe, tmp_path: Pat
     recipe = replace(recipe, memory=few, output=str(tmp_path / "few"))
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)
-    item = Workshop(recipe, folder, "pretrain").dataset(recipe.data.pretrain)[0]
+    item = StageRun(recipe, folder, "pretrain").dataset(recipe.data.pretrain)[0]
     assert item["memory_values"].shape == (5, 32, 96)
     present = item["memory_mask"]
     assert 2 <= int(present.sum()) <= 3
     assert not item["memory_values"][~present].any()
 
 
-def test_text_only_samples_get_neither_placeholders_nor_memory(shop: Workshop) -> None:
+def test_text_only_samples_get_neither_placeholders_nor_memory(shop: StageRun) -> None:
     plain = shop.dataset(shop.recipe.data.pretrain)
     turns = (Message("user", "Who?"), Message("assistant", "Nobody."))
     template = choose_template(shop.processor.tokenizer, "chatml")
@@ -86,7 +86,7 @@ def test_text_only_samples_get_neither_placeholders_nor_memory(shop: Workshop) -
     assert not item["memory_mask"].any()
 
 
-def test_a_batch_may_mix_images_and_text_alone(shop: Workshop) -> None:
+def test_a_batch_may_mix_images_and_text_alone(shop: StageRun) -> None:
     dataset = shop.dataset(shop.recipe.data.pretrain)
     text = dataset[1]
     del text["vision_features"]
@@ -123,7 +123,7 @@ def test_an_unusable_sample_gives_way_to_the_next_and_is_told_once(shop, caplog)
 
 
 @pytest.mark.parametrize("answer", ["", " \n"])
-def test_blank_answers_alone_are_nothing_to_learn_from(shop: Workshop, answer: str) -> None:
+def test_blank_answers_alone_are_nothing_to_learn_from(shop: StageRun, answer: str) -> None:
     samples = list(open_dataset(shop.recipe.data.pretrain.path, limit=3))
     turns = (Message("user", "Who?"), Message("assistant", answer))
     samples[1] = replace(samples[1], messages=turns)
@@ -135,14 +135,14 @@ def test_blank_answers_alone_are_nothing_to_learn_from(shop: Workshop, answer: s
     assert TrainingDataset(samples, shop.processor)[1]["index"] == 1
 
 
-def test_placeholders_beyond_max_length_are_an_error_in_words(shop: Workshop) -> None:
+def test_placeholders_beyond_max_length_are_an_error_in_words(shop: StageRun) -> None:
     samples = open_dataset(shop.recipe.data.pretrain.path, limit=2)
     dataset = TrainingDataset(samples, shop.processor, max_length=5)
     with pytest.raises(DataError, match=r"none of 2 samples.*max_length"):
         dataset[0]
 
 
-def test_rows_must_belong_to_the_samples(shop: Workshop) -> None:
+def test_rows_must_belong_to_the_samples(shop: StageRun) -> None:
     dataset = shop.dataset(shop.recipe.data.pretrain)
     with pytest.raises(DataError, match="24 rows of features for 3 samples"):
         TrainingDataset(dataset.samples[:3], shop.processor, features=dataset.features)
@@ -162,21 +162,21 @@ def test_random_captions_follow_the_runs_seed_and_the_banks_do_not(tmp_path, rec
         changed = replace(recipe, data=data, seed=seed, output=str(tmp_path / f"run{seed}"))
         run = RunFolder(changed)
         run.path.mkdir(parents=True)
-        shop = Workshop(changed, run, "pretrain")
+        shop = StageRun(changed, run, "pretrain")
         answers.append([sample.answer for sample in shop.dataset(source).samples])
         banks.append(shop.bank.hash)
     assert answers[0] != answers[1]
     assert banks[0] == banks[1]
 
 
-def test_lengths_are_those_of_the_items(shop: Workshop) -> None:
+def test_lengths_are_those_of_the_items(shop: StageRun) -> None:
     dataset = shop.dataset(shop.recipe.data.pretrain)
     found = dataset.lengths.tolist()
     assert found == [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
     assert len(set(found)) > 1
 
 
-def test_an_unusable_sample_has_the_length_of_the_one_that_replaces_it(shop: Workshop) -> None:
+def test_an_unusable_sample_has_the_length_of_the_one_that_replaces_it(shop: StageRun) -> None:
     samples = [
         Sample(f"s{i}", (), (Message("user", "Who?"), Message("assistant", answer)))
         for i, answer in enumerate(["", "Nobody in particular.", "I.", ""])

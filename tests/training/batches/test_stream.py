@@ -14,15 +14,16 @@ from transformers import TrainerCallback
 from tinyalign.data.readers import open_dataset, open_stream
 from tinyalign.data.readers.shards.stream import Part
 from tinyalign.errors import ConfigError, DataError
-from tinyalign.training import stage_run as workshop
+from tinyalign.training import stage_run
 from tinyalign.training.batches import stream as module
 from tinyalign.training.batches.stream import StreamDataset, read_ahead
 from tinyalign.training.metering.metrics_log import read_metrics
-from tinyalign.training.recipe.recipe import DataSource, MixturePart, Recipe
+from tinyalign.training.recipe.data import DataSource, MixturePart
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 from ..launching import finished, said, start
 
@@ -40,11 +41,11 @@ def streamed(recipe: Recipe, shards: str) -> Recipe:
     )
 
 
-def opened(recipe: Recipe) -> Workshop:
+def opened(recipe: Recipe) -> StageRun:
     """Stage 1 of a recipe, ready to make its data."""
     folder = RunFolder(recipe)
     folder.open_stage("pretrain", resume=True)
-    return Workshop(recipe, folder, "pretrain")
+    return StageRun(recipe, folder, "pretrain")
 
 
 def small_blocks(monkeypatch) -> None:
@@ -120,7 +121,7 @@ def killed_and_resumed(streamed, tmp_path, monkeypatch, workers, micro):
     small_blocks(monkeypatch)
     streamed = replace(streamed, data=replace(streamed.data, workers=workers))
     whole = train(replace(streamed, output=str(tmp_path / "whole")))
-    make = workshop.Workshop._trainer
+    make = stage_run.StageRun._trainer
 
     def stopping(self, *args):
         trainer = make(self, *args)
@@ -129,7 +130,7 @@ def killed_and_resumed(streamed, tmp_path, monkeypatch, workers, micro):
 
     killed = replace(streamed, output=str(tmp_path / "killed"))
     with monkeypatch.context() as patch:
-        patch.setattr(workshop.Workshop, "_trainer", stopping)
+        patch.setattr(stage_run.StageRun, "_trainer", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(killed)
     stage = replace(killed.pretrain, micro_batch_size=micro)

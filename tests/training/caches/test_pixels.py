@@ -31,7 +31,7 @@ from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 PROCESSORS = {
     "siglip": lambda: SiglipImageProcessor(size={"height": 32, "width": 40}),
@@ -203,7 +203,7 @@ def test_held_out_data_come_from_the_cache_too(recipe: Recipe) -> None:
     recipe = replace(recipe, data=replace(recipe.data, cache="pixels"))
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)
-    shop = Workshop(recipe, folder, "pretrain")
+    shop = StageRun(recipe, folder, "pretrain")
     held_out = shop.dataset(recipe.data.pretrain_eval, held_out=True)
     cached = held_out[2]["pixel_values"]
     live = shop.features.encoder.pixels([load_image(held_out.samples[2].images[0])])

@@ -11,19 +11,22 @@ from torch import nn
 
 from tinyalign.errors import ConfigError
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.model.head_loss import CHUNK, CrossEntropy
+from tinyalign.model.head_loss import CHUNK
 from tinyalign.training.estimate.estimate import Amounts, Pace, amounts_said, estimate, key_width
 from tinyalign.training.estimate.meta_model import language_sizes, outline, vision_sizes
 from tinyalign.training.estimate.stage_ram import Batch, four_bit_bytes, part_memory, step_memory
+from tinyalign.training.recipe.data import DataSource, MixturePart
 from tinyalign.training.recipe.files import load_recipe
-from tinyalign.training.recipe.recipe import DataSource, MemoryArgs, MixturePart, Recipe
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 from tinyalign.training.weights.adapters import linear_weights
 from tinyalign.training.weights.freeze import account, freeze
 from tinyalign.training.weights.models import new_model
+from tinyalign.vocabulary import CrossEntropy
 
 CPU = torch.device("cpu")
 NOTHING = Pace()
@@ -290,7 +293,7 @@ def test_steps_samples_and_tokens_are_those_of_the_run(recipe: Recipe) -> None:
     assert stage.steps == result.stages[0].steps == 6
     assert stage.samples == result.stages[0].samples == 24
     assert sum(part.trained for part in stage.memory.parts) == result.stages[0].trained_parameters
-    shop = Workshop(recipe, RunFolder(recipe), "pretrain")
+    shop = StageRun(recipe, RunFolder(recipe), "pretrain")
     lengths = shop.dataset(recipe.data.pretrain).lengths
     assert stage.tokens_a_sample == pytest.approx(lengths.mean(), rel=0.05)
 
@@ -315,7 +318,7 @@ def test_keys_are_as_wide_as_said(recipe: Recipe, tmp_path: Path, memory: dict) 
     chosen = replace(recipe.memory, **memory)
     folder = RunFolder(replace(recipe, memory=chosen))
     folder.path.mkdir(parents=True)
-    shop = Workshop(replace(recipe, memory=chosen), folder, "pretrain")
+    shop = StageRun(replace(recipe, memory=chosen), folder, "pretrain")
     assert shop.bank.manifest.key_coding.width == key_width(chosen, 32)
 
 

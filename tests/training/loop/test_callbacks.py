@@ -8,7 +8,8 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tinyalign.training.loop.callbacks import LINES, Tell, told
-from tinyalign.training.metering.throughput import Meter, Work
+from tinyalign.training.metering.throughput import Meter
+from tinyalign.training.metering.work import Work
 
 MEASURES = {
     "tokens_per_second": 1234.5,

@@ -15,7 +15,7 @@ from tinyalign.training.loop.trainer import TinyAlignTrainer
 from tinyalign.training.metering.metrics_log import STEP_KEYS
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 EXACT = {*STEP_KEYS, "eval_loss", "tokens", "padding"} - {"seconds"}
 
@@ -25,7 +25,7 @@ def run(recipe: Recipe, name: str, **settings) -> list[dict]:
     recipe = replace(recipe, pretrain=stage, output=f"{recipe.output}-{name}")
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)
-    Workshop(recipe, folder, "pretrain").run()
+    StageRun(recipe, folder, "pretrain").run()
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k in EXACT} for x in lines]
 

@@ -12,24 +12,23 @@ import torch
 from tinyalign.data.collator import Collator, PackedCollator
 from tinyalign.training.batches.micro_batches import SeededOrder
 from tinyalign.training.loop.arguments import planned_steps
-from tinyalign.training.loop.callbacks import evaluation_steps
 from tinyalign.training.loop.trainer import TinyAlignTrainer
+from tinyalign.training.machine.compiling import compile_layers, undo_compile
 from tinyalign.training.metering.metrics_log import MetricsLog
 from tinyalign.training.recipe.recipe import Recipe
-from tinyalign.training.recipe.stage import StageArgs
+from tinyalign.training.recipe.stage import StageArgs, evaluation_steps
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 from tinyalign.training.weights.freeze import freeze
-from tinyalign.training.weights.models import compile_layers, undo_compile
 
 
-def workshop(recipe: Recipe) -> Workshop:
+def stage_run(recipe: Recipe) -> StageRun:
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
-    return Workshop(recipe, folder, "pretrain")
+    return StageRun(recipe, folder, "pretrain")
 
 
-def trainer_of(shop: Workshop) -> TinyAlignTrainer:
+def trainer_of(shop: StageRun) -> TinyAlignTrainer:
     recipe = shop.recipe
     dataset = shop.dataset(recipe.data.pretrain)
     freeze(shop.model, shop.args)
@@ -38,7 +37,7 @@ def trainer_of(shop: Workshop) -> TinyAlignTrainer:
     return trainer
 
 
-def plain_loss(shop: Workshop, items: list[dict]) -> torch.Tensor:
+def plain_loss(shop: StageRun, items: list[dict]) -> torch.Tensor:
     """Mean over supervised tokens of the full logits' cross-entropy, spelled out."""
     batch = Collator(shop.processor.tokenizer.pad_token_id)(items)
     labels = batch.pop("labels")
@@ -63,7 +62,7 @@ def gradients(trainer: TinyAlignTrainer, items: list[dict], micro: int) -> tuple
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens_however_it_is_accumulated(recipe) -> None:
-    shop = workshop(recipe)
+    shop = stage_run(recipe)
     trainer = trainer_of(shop)
     items = [shop.dataset(recipe.data.pretrain)[i] for i in range(4)]
     items[0]["labels"] = [-100 if i % 2 else v for i, v in enumerate(items[0]["labels"])]
@@ -80,7 +79,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_it_is_accumulated(r
 def curve(recipe: Recipe, name: str, **settings) -> list[dict]:
     """The steps of a run of a recipe with other settings of its stage."""
     stage = replace(recipe.pretrain, **settings)
-    shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{name}"))
+    shop = stage_run(replace(recipe, pretrain=stage, output=f"{recipe.output}-{name}"))
     shop.run()
     lines = (shop.folder.path / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -121,7 +120,7 @@ def test_packed_and_padded_steps_have_the_same_gradients(recipe) -> None:
     results = []
     for packing in (True, False):
         stage = replace(stage, packing=packing)
-        shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{packing}"))
+        shop = stage_run(replace(recipe, pretrain=stage, output=f"{recipe.output}-{packing}"))
         trainer = trainer_of(shop)
         assert isinstance(trainer.data_collator, PackedCollator) == packing
         items = [shop.dataset(recipe.data.pretrain)[i] for i in range(8)]
@@ -135,13 +134,13 @@ def test_packed_and_padded_steps_have_the_same_gradients(recipe) -> None:
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_samples_are_packed_unless_told_otherwise(recipe, compiled) -> None:
     model = replace(recipe.model, compile=compiled)
-    trainer = trainer_of(workshop(replace(recipe, model=model)))
+    trainer = trainer_of(stage_run(replace(recipe, model=model)))
     assert trainer.split.layout == "packed"
 
 
 def test_a_model_that_cannot_pack_is_padded(recipe, monkeypatch) -> None:
     monkeypatch.setattr("tinyalign.model.packing.attention.keeps_apart", lambda llm: False)
-    trainer = trainer_of(workshop(recipe))
+    trainer = trainer_of(stage_run(recipe))
     assert type(trainer.data_collator) is Collator
     assert trainer.split.layout == "padded"
 
@@ -161,7 +160,7 @@ def test_each_part_has_its_own_rate(recipe) -> None:
     stage = replace(
         recipe.pretrain, language="full", connector_learning_rate=2e-3, weight_decay=0.1
     )
-    shop = workshop(replace(recipe, pretrain=stage))
+    shop = stage_run(replace(recipe, pretrain=stage))
     trainer = trainer_of(shop)
     seen = {}
     for group in trainer.optimizer.param_groups:
@@ -176,7 +175,7 @@ def test_each_part_has_its_own_rate(recipe) -> None:
 
 
 def test_memory_drop_out_takes_away_all_memories_of_a_sample(recipe) -> None:
-    shop = workshop(replace(recipe, memory=replace(recipe.memory, drop_probability=0.5)))
+    shop = stage_run(replace(recipe, memory=replace(recipe.memory, drop_probability=0.5)))
     trainer = trainer_of(shop)
     mask = trainer._dropped(torch.ones(400, 2, dtype=torch.bool), torch.arange(400))
     assert torch.equal(mask[:, 0], mask[:, 1])
@@ -185,13 +184,13 @@ def test_memory_drop_out_takes_away_all_memories_of_a_sample(recipe) -> None:
 
 def test_memories_are_kept_in_evaluation(recipe) -> None:
     dropped = replace(recipe, memory=replace(recipe.memory, drop_probability=0.9))
-    losses = [trainer_of(workshop(r)).sample_losses for r in (recipe, dropped)]
-    data = workshop(recipe).dataset(recipe.data.pretrain)
+    losses = [trainer_of(stage_run(r)).sample_losses for r in (recipe, dropped)]
+    data = stage_run(recipe).dataset(recipe.data.pretrain)
     assert losses[0](data) == losses[1](data)
 
 
 def test_single_losses_add_up_to_the_plain_loss(recipe) -> None:
-    shop = workshop(recipe)
+    shop = stage_run(recipe)
     trainer = trainer_of(shop)
     data = shop.dataset(recipe.data.pretrain_eval, held_out=True)
     before = torch.get_rng_state()
@@ -205,7 +204,7 @@ def test_single_losses_add_up_to_the_plain_loss(recipe) -> None:
 
 
 def test_frozen_parts_stay_in_evaluation_mode(recipe) -> None:
-    shop = workshop(recipe)
+    shop = stage_run(recipe)
     trainer = trainer_of(shop)
     items = [shop.dataset(recipe.data.pretrain)[i] for i in range(2)]
     gradients(trainer, items, micro=2)
@@ -218,7 +217,7 @@ def test_checkpointed_activations_change_nothing(recipe) -> None:
     items, results = None, []
     for wanted in (False, True):
         stage = replace(recipe.pretrain, gradient_checkpointing=wanted)
-        shop = workshop(replace(recipe, pretrain=stage, output=f"{recipe.output}-{wanted}"))
+        shop = stage_run(replace(recipe, pretrain=stage, output=f"{recipe.output}-{wanted}"))
         trainer = trainer_of(shop)
         items = items or [shop.dataset(recipe.data.pretrain)[i] for i in range(2)]
         results.append(gradients(trainer, items, micro=2))
@@ -229,7 +228,7 @@ def test_checkpointed_activations_change_nothing(recipe) -> None:
 
 
 def test_compiling_layers_can_be_undone(recipe) -> None:
-    model = workshop(recipe).model
+    model = stage_run(recipe).model
     loss = model.loss_function
     assert not compile_layers(model, "off", 10_000)
     assert not compile_layers(model, "auto", 10)

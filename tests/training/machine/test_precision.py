@@ -18,10 +18,11 @@ from tinyalign.training.loop.trainer import TinyAlignTrainer
 from tinyalign.training.machine import precision
 from tinyalign.training.machine.precision import adamw, check_machine, mixed_precision
 from tinyalign.training.metering.metrics_log import read_metrics
-from tinyalign.training.recipe.recipe import ModelArgs, Recipe
+from tinyalign.training.recipe.model import ModelArgs
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 
 from .. import flash_written_out
 
@@ -101,7 +102,7 @@ def batch_loss(recipe: Recipe, backward: bool) -> tuple[float, torch.Tensor]:
     """Loss of the first items, and the gradient of the image connector's last matrix."""
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(recipe, folder, "pretrain")
+    shop = StageRun(recipe, folder, "pretrain")
     dataset = shop.dataset(recipe.data.pretrain)
     batch = Collator(shop.processor.tokenizer.pad_token_id)([dataset[i] for i in range(4)])
     inputs = {k: v for k, v in batch.items() if k not in ("index", "n_supervised")}

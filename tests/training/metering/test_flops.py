@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinyalign.data.collator import Collator
 from tinyalign.training.metering.flops import device_peak, model_flops, peak_flops, tower_flops
-from tinyalign.training.metering.throughput import work_of
+from tinyalign.training.metering.work import work_of
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder
-from tinyalign.training.stage_run import Workshop
+from tinyalign.training.stage_run import StageRun
 from tinyalign.training.weights.freeze import freeze
 
 
@@ -25,7 +25,7 @@ def test_a_step_costs_what_torch_counts(recipe: Recipe, language: str, cache: st
     recipe = replace(recipe, pretrain=stage, data=replace(recipe.data, cache=cache))
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(recipe, folder, "pretrain")
+    shop = StageRun(recipe, folder, "pretrain")
     dataset = shop.dataset(recipe.data.pretrain)
     freeze(shop.model, shop.args)
     batch = Collator(shop.processor.tokenizer.pad_token_id)([dataset[i] for i in range(4)])
@@ -42,7 +42,7 @@ def test_a_step_costs_what_torch_counts(recipe: Recipe, language: str, cache: st
     assert estimate == pytest.approx(counted, rel=0.1)
 
 
-def _attention_scores(shop: Workshop, shape: torch.Size) -> int:
+def _attention_scores(shop: StageRun, shape: torch.Size) -> int:
     """FLOP of Q K^T and of its product with V in the LLM, forward and twice as much backward."""
     text = shop.model.config.text_config
     return 3 * 2 * 2 * text.num_hidden_layers * text.hidden_size * shape[0] * shape[1] ** 2

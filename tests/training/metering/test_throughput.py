@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tinyalign.training.metering import throughput
 from tinyalign.training.metering.flops import ModelFlops
-from tinyalign.training.metering.throughput import MEASURES, Meter, Work, work_of
+from tinyalign.training.metering.throughput import MEASURES, Meter
+from tinyalign.training.metering.work import Work, work_of
 
 FLOPS = ModelFlops(token=10.0, supervised=100.0, image=1000.0, memory=0.0)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tinyalign.data.readers import open_dataset
 from tinyalign.data.sample import Message, Sample
 from tinyalign.errors import ConfigError
-from tinyalign.memory.perceiver import Compressor, text_spans
+from tinyalign.memory.perceiver import Perceiver, text_spans
 from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training.caches.features import FeatureCache
 from tinyalign.training.perceiver.text_loss import (
@@ -25,14 +25,14 @@ from tinyalign.training.perceiver.text_loss import (
 )
 from tinyalign.training.perceiver.train import (
     REPORT,
-    Standard,
+    FeatureStatistics,
     _Training,
     split_by_image,
-    train_compressor,
+    train_perceiver,
 )
-from tinyalign.training.recipe.recipe import CompressArgs
+from tinyalign.training.recipe.memory import PerceiverTraining
 
-QUICK = CompressArgs(min_steps=1, max_steps=3, batch_size=8, vocab_size=300, held_out=0.25)
+QUICK = PerceiverTraining(min_steps=1, max_steps=3, batch_size=8, vocab_size=300, held_out=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_a_share_of_the_texts_becomes_random_words_of_the_same_number(
     corpus, learned, share: float
 ) -> None:
     samples, features = corpus
-    standard = Standard(*torch.ones(4, 1))
-    args = CompressArgs(random_texts=share)
+    standard = FeatureStatistics(*torch.ones(4, 1))
+    args = PerceiverTraining(random_texts=share)
     training = _Training(learned, samples, features, standard, args, torch.device("cpu"))
     plain, mask = learned.encode_text([sample.text for sample in samples])
     drawn, same_mask = training.texts(range(len(samples)))
@@ -114,12 +114,12 @@ def test_recall_of_long_texts_is_counted_apart() -> None:
 
 
 @pytest.fixture(scope="module")
-def learned(corpus, tmp_path_factory) -> Compressor:
+def learned(corpus, tmp_path_factory) -> Perceiver:
     """Forty passes over 18 pairs."""
     samples, features = corpus
-    args = CompressArgs(min_steps=40, batch_size=18, vocab_size=300, held_out=0.25)
+    args = PerceiverTraining(min_steps=40, batch_size=18, vocab_size=300, held_out=0.25)
     torch.set_num_threads(1)
-    return train_compressor(samples, features, tmp_path_factory.mktemp("learned"), args)
+    return train_perceiver(samples, features, tmp_path_factory.mktemp("learned"), args)
 
 
 def test_a_corpus_is_learned_by_heart(corpus, learned) -> None:
@@ -128,7 +128,7 @@ def test_a_corpus_is_learned_by_heart(corpus, learned) -> None:
     for i in range(24):
         latents = learned.values(features.batch([i]), [samples[i].text])
         ids, _ = learned.encode_text([samples[i].text])
-        score.add(learned.perceiver.text_logits(latents), text_targets(ids, 24))
+        score.add(learned.network.text_logits(latents), text_targets(ids, 24))
     recalled = [value for value in (score.token_accuracy, score.long_text_recall) if value]
     assert min(recalled) > 0.3  # chance is below 0.01
 
@@ -138,7 +138,7 @@ def test_the_image_read_out_gives_plain_pooled_features(corpus, learned) -> None
     rows = list(range(24))
     latents = learned.values(features.batch(rows), [samples[i].text for i in rows])
     pooled = features.batch(rows).mean(dim=1)
-    error = (learned.perceiver.image_readout(latents) - pooled).square().mean()
+    error = (learned.network.image_readout(latents) - pooled).square().mean()
     assert error < pooled.square().mean()  # the scale is that of the features
 
 
@@ -148,7 +148,7 @@ def test_the_report_says_what_was_measured_on_held_out_images(corpus, tmp_path) 
     turns = (Message("user", ""), Message("assistant", words))
     long = [Sample(f"long-{i}", s.images, turns) for i, s in enumerate(samples)]
     args = replace(QUICK, vocab_size=700)
-    train_compressor([*samples, *long], features_twice(features), tmp_path, args)
+    train_perceiver([*samples, *long], features_twice(features), tmp_path, args)
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["pairs"] + report["held_out_pairs"] == 48
     assert report["held_out_pairs"] == 12
@@ -175,15 +175,15 @@ def test_all_texts_of_an_image_fall_on_one_side(corpus) -> None:
 
 def test_same_seed_same_perceiver_and_it_loads_as_it_was(corpus, tmp_path) -> None:
     samples, features = corpus
-    one = train_compressor(samples, features, tmp_path / "a", QUICK, seed=3)
-    two = train_compressor(samples, features, tmp_path / "b", QUICK, seed=3)
-    assert one.hash == two.hash == Compressor.load(tmp_path / "a").hash
+    one = train_perceiver(samples, features, tmp_path / "a", QUICK, seed=3)
+    two = train_perceiver(samples, features, tmp_path / "b", QUICK, seed=3)
+    assert one.hash == two.hash == Perceiver.load(tmp_path / "a").hash
 
 
 def test_the_untrained_control_has_the_same_keys_and_other_values(corpus, tmp_path) -> None:
     samples, features = corpus
-    trained = train_compressor(samples, features, tmp_path / "a", QUICK)
-    control = train_compressor(samples, features, tmp_path / "b", QUICK, trained=False)
+    trained = train_perceiver(samples, features, tmp_path / "a", QUICK)
+    control = train_perceiver(samples, features, tmp_path / "b", QUICK, trained=False)
     assert control.key_function.hash == trained.key_function.hash
     assert control.tokenizer.to_str() == trained.tokenizer.to_str()
     assert control.hash != trained.hash
@@ -191,11 +191,11 @@ def test_the_untrained_control_has_the_same_keys_and_other_values(corpus, tmp_pa
 
 def test_pixels_mode(corpus, tmp_path) -> None:
     samples, features = corpus
-    args = CompressArgs(
+    args = PerceiverTraining(
         min_steps=1, max_steps=1, batch_size=2, vocab_size=300, held_out=0.05, input_mode="pixels"
     )
-    compressor = train_compressor(samples[:4], features_of(features, 4), tmp_path, args)
-    assert compressor.perceiver.config.input_mode == "pixels"
+    perceiver = train_perceiver(samples[:4], features_of(features, 4), tmp_path, args)
+    assert perceiver.network.config.input_mode == "pixels"
 
 
 def features_of(features, n: int):
@@ -205,4 +205,4 @@ def features_of(features, n: int):
 def test_one_image_is_not_enough(corpus, tmp_path) -> None:
     samples, features = corpus
     with pytest.raises(ConfigError, match="at least 2"):
-        train_compressor(samples[:1], features_of(features, 1), tmp_path, QUICK)
+        train_perceiver(samples[:1], features_of(features, 1), tmp_path, QUICK)

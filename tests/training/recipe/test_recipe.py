@@ -10,8 +10,10 @@ import pytest
 
 from tinyalign.data.templates import CHAT_TEMPLATES
 from tinyalign.errors import ConfigError
+from tinyalign.training.recipe.data import DataArgs, DataSource
 from tinyalign.training.recipe.files import find_recipe, load_recipe, save_recipe, shipped_recipes
-from tinyalign.training.recipe.recipe import DataArgs, DataSource, MemoryArgs, Recipe
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import memory_samples
 from tinyalign.training.recipe.stage import StageArgs
 

@@ -1,1 +1,1 @@
-""""""
+"""The verbs of `tinyalign bank`."""

@@ -62,9 +62,9 @@ def bank_audit(args: BankAuditArgs) -> int:
     """
     from tinyalign.memory.audit import audit_samples
     from tinyalign.memory.bank.bank import MemoryBank
-    from tinyalign.serving.load import find_bank
+    from tinyalign.memory.open_bank import find_bank
+    from tinyalign.model.device import choose_device
     from tinyalign.training.recipe.sources import open_source
-    from tinyalign.training.weights.models import choose_device
 
     if args.out is not None and Path(args.out).exists() and not args.overwrite:
         raise ConfigError(f"{args.out}: exists already; choose another --out, or give --overwrite")

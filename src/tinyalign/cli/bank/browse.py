@@ -53,11 +53,11 @@ def bank_browse(args: BankBrowseArgs) -> int:
     import webbrowser
 
     from tinyalign.memory.bank.bank import MemoryBank
+    from tinyalign.memory.open_bank import find_bank
+    from tinyalign.model.device import choose_device
     from tinyalign.serving.browse.pictures import Pictures
     from tinyalign.serving.browse.server import BrowseServer
     from tinyalign.serving.browse.view import BankView
-    from tinyalign.serving.load import find_bank
-    from tinyalign.training.weights.models import choose_device
 
     if not 0 <= args.port <= 65_535:
         raise ConfigError(f"--port must be from 0 to 65535, found {args.port}")

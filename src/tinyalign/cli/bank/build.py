@@ -10,7 +10,7 @@ from typing import Any
 from tinyalign.cli.bank.encoder_options import (
     EncoderOptions,
     cached_features,
-    find_compressor,
+    find_perceiver,
     load_encoder,
     say_skipped,
     skipped_list,
@@ -18,15 +18,15 @@ from tinyalign.cli.bank.encoder_options import (
 from tinyalign.cli.bank.look import info_table
 from tinyalign.cli.front.output import say, say_json, say_table
 from tinyalign.log import logger
-from tinyalign.memory.bank.coding import KeysDtype, ValuesDtype
+from tinyalign.vocabulary import KeysDtype, ValuesDtype
 
 
 @dataclass(kw_only=True)
 class BankBuildArgs(EncoderOptions):
     """Arguments of `tinyalign bank build`."""
 
-    compressor: str
-    """Folder of `tinyalign compress train`, or a bank, whose compressor is used again."""
+    perceiver: str
+    """Folder of `tinyalign perceiver train`, or a bank, whose Perceiver is used again."""
     entries: int | None = None
     """At most so many pairs, drawn with the seed; all by default."""
     batch_size: int = 32
@@ -47,24 +47,24 @@ def bank_build(args: BankBuildArgs) -> int:
     launch` or `torchrun` each process makes a part, and the first puts them together; the bank is
     the one that a single process makes with --no-cache, byte by byte.
     """
-    from tinyalign.memory.building.builder import Share, build_bank
+    from tinyalign.memory.building.builder import BuildPart, build_bank
     from tinyalign.memory.building.writer import check_vacant
-    from tinyalign.memory.perceiver import Compressor
+    from tinyalign.memory.perceiver import Perceiver
     from tinyalign.training.recipe.sources import draw, open_source
 
     check_vacant(args.out)  # before any image is encoded
-    share = Share.of_launch()
+    share = BuildPart.of_launch()
     if share.index:
         logger.setLevel(logging.WARNING)  # the first process speaks for all
     device = _device(args.device)
-    compressor = Compressor.load(find_compressor(args.compressor))
+    perceiver = Perceiver.load(find_perceiver(args.perceiver))
     samples = draw(open_source(args, args.seed, strict=args.strict), args.entries, args.seed)
     encoder = load_encoder(args.vision, device, args.dtype)
     cached = args.cache and share.count == 1
     built = build_bank(
         samples,
         encoder,
-        compressor.to(device),
+        perceiver.to(device),
         args.out,
         batch_size=args.batch_size,
         features=cached_features(args, encoder, samples) if cached else None,
@@ -91,7 +91,7 @@ def _device(name: str) -> Any:
     """The device asked for; where several processes build, each one's own GPU."""
     from accelerate import PartialState
 
-    from tinyalign.training.weights.models import choose_device
+    from tinyalign.model.device import choose_device
 
     device = choose_device(name)
     launched = "RANK" in os.environ and device.type == "cuda" and device.index is None

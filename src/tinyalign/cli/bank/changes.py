@@ -95,7 +95,7 @@ def bank_update(args: BankAddArgs) -> int:
 def _add(args: BankAddArgs, update: bool) -> int:
     from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.building.changes import add_samples
-    from tinyalign.training.weights.models import choose_device
+    from tinyalign.model.device import choose_device
 
     bank = MemoryBank.open(args.bank)
     samples = _pairs(_as_before(args, bank) if update else args)

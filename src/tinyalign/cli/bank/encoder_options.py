@@ -78,11 +78,11 @@ def bank_encoder(bank: MemoryBank, name: str | None, device: Any) -> VisionEncod
     return encoder
 
 
-def find_compressor(path: str | Path) -> Path:
-    """The folder itself, or the compressor in a bank."""
-    from tinyalign.memory.bank.bank import COMPRESSOR
+def find_perceiver(path: str | Path) -> Path:
+    """The folder itself, or the Perceiver in a bank."""
+    from tinyalign.memory.bank.bank import PERCEIVER_FOLDER
 
-    inner = Path(path) / COMPRESSOR
+    inner = Path(path) / PERCEIVER_FOLDER
     return inner if inner.is_dir() else Path(path)
 
 

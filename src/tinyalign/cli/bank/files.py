@@ -23,10 +23,10 @@ class BankExportArgs:
 
 
 def bank_export(args: BankExportArgs) -> int:
-    """Write a bank as a parquet file, one row an entry, with its compressor's files beside it."""
+    """Write a bank as a parquet file, one row an entry, with its Perceiver's files beside it."""
     from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.building.parquet import TABLE, export_bank
-    from tinyalign.serving.load import find_bank
+    from tinyalign.memory.open_bank import find_bank
 
     bank = MemoryBank.open(find_bank(args.bank))
     out = export_bank(bank, args.out)

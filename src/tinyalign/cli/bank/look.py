@@ -13,7 +13,8 @@ from tinyalign.cli.front.output import columns, facts, say, say_json, say_table,
 from tinyalign.cli.search_options import SearchOptions
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.log import logger
-from tinyalign.memory.search.index import RECALL, Engine, Index
+from tinyalign.memory.search.index import Index
+from tinyalign.vocabulary import RECALL, Engine
 
 if TYPE_CHECKING:
     from tinyalign.memory.bank.bank import MemoryBank
@@ -43,8 +44,7 @@ class BankInfoArgs(BankArgs):
 
 def bank_info(args: BankInfoArgs) -> int:
     """What a bank was made of and by, how large it is, and what its coding loses."""
-    from tinyalign.memory.open_bank import open_bank
-    from tinyalign.serving.load import find_bank
+    from tinyalign.memory.open_bank import find_bank, open_bank
 
     bank = open_bank(find_bank(args.bank)).bank
     if args.verify:
@@ -66,12 +66,12 @@ def info_table(info: dict[str, Any], title: str) -> Any:
         ("commits", info["commit"]),
         ("sources", _sources(info["sources"])),
         ("size", size(info["bytes"])),
-        ("  of these, the compressor", size(info["compressor_bytes"])),
+        ("  of these, the Perceiver", size(info["perceiver_bytes"])),
         ("values", f"{info['n_latents']} x {info['d_latents']} {info['values_dtype']}{loss}"),
         ("keys", f"{info['key_dim']} {info['keys_dtype']}, {info['key_kind']}"),
         ("the image's share of a key", info["alpha"]),
         ("vision encoder", f"{info['vision_name'] or 'unnamed'} ({info['vision_hash']})"),
-        ("compressor", info["compressor_hash"]),
+        ("Perceiver", info["perceiver_hash"]),
         ("key function", info["key_hash"]),
         ("data set", info["dataset_hash"]),
         ("left out when built", info["build"].get("skipped", 0)),
@@ -101,8 +101,8 @@ def bank_verify(args: BankVerifyArgs) -> int:
     from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.bank.manifest import MANIFEST
     from tinyalign.memory.bank.verification import damage
+    from tinyalign.memory.open_bank import find_bank
     from tinyalign.memory.search.index_note import index_problems
-    from tinyalign.serving.load import find_bank
 
     folder = find_bank(args.bank)
     try:
@@ -128,7 +128,7 @@ class BankLogArgs(BankArgs):
 def bank_log(args: BankLogArgs) -> int:
     """The commits of a bank, oldest first: what each one added and removed."""
     from tinyalign.memory.bank.bank import MemoryBank
-    from tinyalign.serving.load import find_bank
+    from tinyalign.memory.open_bank import find_bank
 
     bank = MemoryBank.open(find_bank(args.bank))
     commits = bank.entries.commits()
@@ -162,9 +162,8 @@ class BankSearchArgs(SearchOptions, BankArgs):
 
 def bank_search(args: BankSearchArgs) -> int:
     """The memories nearest to an image, an instruction, or both, as a model's query finds them."""
-    from tinyalign.memory.open_bank import open_bank
+    from tinyalign.memory.open_bank import find_bank, open_bank
     from tinyalign.memory.search.retriever import are_related
-    from tinyalign.serving.load import find_bank
 
     if args.k < 1:
         raise ConfigError(f"--k must be at least 1, found {args.k}")
@@ -223,7 +222,7 @@ class Finder:
         from tinyalign.data.images import load_image
         from tinyalign.data.sample import ImageRef
         from tinyalign.memory.search.retriever import Retriever
-        from tinyalign.training.weights.models import choose_device
+        from tinyalign.model.device import choose_device
 
         device = choose_device(self.device)
         room = FIRST if k is None else k

@@ -36,7 +36,7 @@ def bank_push(args: BankPushArgs) -> int:
     from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.milvus.address import MilvusAddress
     from tinyalign.memory.milvus.push import push_bank
-    from tinyalign.serving.load import find_bank
+    from tinyalign.memory.open_bank import find_bank
 
     address = MilvusAddress.parse(args.uri, args.collection)
     bank = MemoryBank.open(find_bank(args.bank))

@@ -1,1 +1,1 @@
-""""""
+"""The door itself: finding the verb, its options, what is printed."""

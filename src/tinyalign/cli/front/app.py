@@ -33,7 +33,9 @@ class Verb:
 VERBS = {
     "quickstart": Verb("quickstart", "quickstart", "the whole method on small models, in minutes"),
     "data validate": Verb("data", "validate", "look for damage in a data set"),
-    "compress train": Verb("perceiver", "compress_train", "train the Perceiver that makes memories"),
+    "compress train": Verb(
+        "perceiver", "compress_train", "train the Perceiver that makes memories"
+    ),
     "bank build": Verb("bank.build", "bank_build", "turn pairs into a memory bank"),
     "bank add": Verb("bank.changes", "bank_add", "remember more pairs, or one image and text"),
     "bank update": Verb("bank.changes", "bank_update", "replace pairs by others with their ids"),
@@ -42,7 +44,9 @@ VERBS = {
     "bank compact": Verb("bank.files", "bank_compact", "free the room of removed entries"),
     "bank search": Verb("bank.look", "bank_search", "find memories by image, by text, or by both"),
     "bank info": Verb("bank.look", "bank_info", "what a bank was made of, and how large it is"),
-    "bank verify": Verb("bank.look", "bank_verify", "read every byte of a bank and name all damage"),
+    "bank verify": Verb(
+        "bank.look", "bank_verify", "read every byte of a bank and name all damage"
+    ),
     "bank log": Verb("bank.look", "bank_log", "the commits of a bank"),
     "bank audit": Verb("bank.audit", "bank_audit", "what a bank knows of evaluation data"),
     "bank export": Verb("bank.files", "bank_export", "a bank as parquet"),
@@ -51,9 +55,9 @@ VERBS = {
     "bank browse": Verb("bank.browse", "bank_browse", "look at a bank on a local web page"),
     "train": Verb("train", "train", "train a model by a recipe, with memory or without"),
     "estimate": Verb("estimate", "estimate", "what a recipe will take, before anything is done"),
-    "evaluate": Verb("evaluate", "evaluate", "judge a model on held-out samples"),
+    "evaluate": Verb("evaluate.verb", "evaluate", "judge a model on held-out samples"),
     "compare": Verb("compare", "compare", "two judged runs, paired: difference, interval, flips"),
-    "score": Verb("score", "score", "score official prediction files, without a model"),
+    "score": Verb("evaluate.score", "score", "score official prediction files, without a model"),
     "ask": Verb("ask", "ask", "ask a model about an image"),
     "recipes list": Verb("train", "recipes_list", "the recipes that come with TinyAlign"),
     "recipes show": Verb("train", "recipes_show", "what is in a recipe"),

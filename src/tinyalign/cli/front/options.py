@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tinyalign.errors import ConfigError
-from tinyalign.training.recipe.recipe import RECIPE_ONLY, DataSource
+from tinyalign.training.recipe.data import RECIPE_ONLY, DataSource
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyalign.data.formats import READERS, check_format, format_of_suffix
 from tinyalign.data.readers.caption_csv import IMAGE_COLUMNS, CaptionCsvDataset
-from tinyalign.data.readers.captions import CaptionChoice
 from tinyalign.data.readers.easy_vqa import EasyVqaDataset
 from tinyalign.data.readers.lazy import Head
 from tinyalign.data.readers.llava import LlavaDataset
@@ -19,11 +19,13 @@ from tinyalign.data.readers.shards.stream import SHUFFLE_BUFFER, Part, SampleStr
 from tinyalign.data.readers.splits import files_of_split
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
+from tinyalign.vocabulary import CaptionChoice
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMATS = ("llava", "parquet", "csv", "webdataset", "easy_vqa")
+"""Our own; `tinyalign.data.formats.READERS` has those of other packages too."""
 
 
 def open_dataset(
@@ -46,7 +48,8 @@ def open_dataset(
             `save_to_disk`, or a `datasets.Dataset`; a caption CSV; WebDataset tars (a file, glob
             or folder); a list or fsspec URLs of tar or parquet shards, such as
             `hf://datasets/OWNER/NAME`; or the name `easy_vqa`.
-        format: one of `FORMATS`, or "auto" to decide by suffix and content.
+        format: one of `FORMATS`, one that another package registers, or "auto" to decide by
+            suffix and content.
         image_folder: where relative image paths start; the data file's folder if not given.
         split: for `easy_vqa`, saved `DatasetDict`s, and folders whose files are named for splits
             (`train.parquet`, `train-00000-of-00002.parquet`).
@@ -156,8 +159,7 @@ def _open(
     keep_unreadable: bool,
     strict: bool,
 ) -> Sequence[Sample]:
-    if format not in ("auto", *FORMATS):
-        raise DataError(f"format: expected 'auto' or one of {FORMATS}, found {format!r}")
+    check_format(format)
     images = None if reading.image_folder is None else Path(reading.image_folder)
     choice: Any = {
         "captions": reading.captions, "prompt": reading.prompt, "seed": reading.seed,
@@ -171,6 +173,9 @@ def _open(
     files, format = _found(path, format, split)
     if format == "easy_vqa":
         return EasyVqaDataset(split)
+    theirs = READERS[format].open
+    if theirs is not None:
+        return theirs(path, image_folder=reading.image_folder, split=split, **choice)
     if format == "parquet":
         saved = files[0].is_dir()
         table = read_saved(files[0], split) if saved else read_parquet(files)
@@ -226,12 +231,11 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
         return "easy_vqa"
     if not files:
         raise _nothing_there(path)
-    suffixes = {".json": "llava", ".jsonl": "llava", ".parquet": "parquet", ".csv": "csv"}
-    suffixes[".tsv"] = "csv"
     if files[0].is_dir():
         return "parquet"
-    if files[0].suffix.lower() in suffixes:
-        return suffixes[files[0].suffix.lower()]
+    found = format_of_suffix(files[0].suffix)
+    if found is not None:
+        return found
     with files[0].open("rb") as file:
         head = file.read(4096)
     if head[:4] == b"PAR1":

@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyalign.data.readers.captions import (
-    CaptionChoice,
-    caption_sample,
-    check_choice,
-    pick_caption,
-)
+from tinyalign.data.readers.captions import caption_sample, check_choice, pick_caption
 from tinyalign.data.readers.lazy import LazySamples
 from tinyalign.data.readers.text_file import read_text
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
+from tinyalign.vocabulary import CaptionChoice
 
 IMAGE_COLUMNS = ("image", "file_name")
 CAPTION_COLUMNS = ("caption", "text")

@@ -5,14 +5,13 @@ Shared by the readers whose rows are like that.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from tinyalign.data.readers.text_field import text_of
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.errors import DataError
 from tinyalign.hashing import hash_bytes
-
-CaptionChoice = Literal["first", "all", "random"]
+from tinyalign.vocabulary import CaptionChoice
 
 
 def check_choice(captions: str) -> None:

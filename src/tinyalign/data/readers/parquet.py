@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyalign.data.readers.captions import (
-    CaptionChoice,
     caption_sample,
     check_choice,
     pick_caption,
@@ -19,6 +18,7 @@ from tinyalign.data.readers.lazy import LazySamples
 from tinyalign.data.readers.text_field import id_of, text_of
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError, first_line
+from tinyalign.vocabulary import CaptionChoice
 
 if TYPE_CHECKING:
     from datasets import Dataset

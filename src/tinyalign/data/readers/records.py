@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyalign.data.readers.captions import (
-    CaptionChoice,
     caption_sample,
     check_choice,
     pick_caption,
@@ -18,6 +17,7 @@ from tinyalign.data.readers.conversations import conversation_sample
 from tinyalign.data.readers.text_field import id_of, text_of
 from tinyalign.data.sample import ImageRef, Sample
 from tinyalign.errors import DataError
+from tinyalign.vocabulary import CaptionChoice
 
 CAPTION_FIELDS = ("captions", "caption", "text", "txt")
 TEXT_FIELDS = ("conversations", "qa", *CAPTION_FIELDS)

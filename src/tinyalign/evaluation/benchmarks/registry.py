@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.base import Benchmark
+from tinyalign.registry import Lazy, Registry
 
-BENCHMARKS: dict[str, tuple[str, str]] = {
-    "gqa": ("gqa", "Gqa"),
-    "vqav2": ("vqav2", "Vqav2"),
-    "textvqa": ("textvqa", "TextVqa"),
-    "pope": ("pope", "Pope"),
-    "scienceqa": ("scienceqa", "ScienceQa"),
-    "mmmu": ("mmmu", "Mmmu"),
-    "mme": ("mme", "Mme"),
-    "mm-vet": ("mmvet", "MmVet"),
-    "containment": ("containment", "Containment"),
-    "captions": ("captions", "Captions"),
-    "easy-vqa": ("easy_vqa", "EasyVqa"),
-    "daquar": ("daquar", "Daquar"),
+_OWN = {
+    "gqa": "gqa:Gqa",
+    "vqav2": "vqav2:Vqav2",
+    "textvqa": "textvqa:TextVqa",
+    "pope": "pope:Pope",
+    "scienceqa": "scienceqa:ScienceQa",
+    "mmmu": "mmmu:Mmmu",
+    "mme": "mme:Mme",
+    "mm-vet": "mmvet:MmVet",
+    "containment": "containment:Containment",
+    "captions": "captions:Captions",
+    "easy-vqa": "easy_vqa:EasyVqa",
+    "daquar": "daquar:Daquar",
 }
-"""Name to module and class; a module is imported when its benchmark is asked for."""
+
+BENCHMARKS: Registry[type[Benchmark]] = Registry(
+    "benchmark",
+    "tinyalign.benchmarks",
+    {name: Lazy(f"{__package__}.{where}") for name, where in _OWN.items()},
+    EvaluationError,
+)
+"""Name to class; a module is imported when its benchmark is asked for."""
+
+
+def register_benchmark(name: str, benchmark: type[Benchmark]) -> None:
+    """Let `evaluate --benchmark` and `score --benchmark` name a benchmark of your own."""
+    BENCHMARKS.register(name, benchmark)
 
 
 def get_benchmark(name: str, **settings: Any) -> Benchmark:
@@ -30,10 +42,7 @@ def get_benchmark(name: str, **settings: Any) -> Benchmark:
 
     `settings` are its own: `judge` of mm-vet, `wordnet` and `wups` of daquar.
     """
-    if name not in BENCHMARKS:
-        raise EvaluationError(f"No benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
-    module, cls = BENCHMARKS[name]
-    found = getattr(importlib.import_module(f"{__package__}.{module}"), cls)
+    found = BENCHMARKS[name]
     try:
         return found(**settings)
     except TypeError as error:

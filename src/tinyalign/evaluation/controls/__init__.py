@@ -1,1 +1,1 @@
-""""""
+"""What a result is held against: shuffled and random memories, memories alone."""

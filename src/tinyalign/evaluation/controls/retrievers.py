@@ -13,7 +13,8 @@ from torch import Tensor
 from tinyalign.errors import EvaluationError
 from tinyalign.hashing import hash_json
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
+from tinyalign.memory.search.cycle import Cycle
 from tinyalign.memory.search.retriever import Exclusion, Retriever
 from tinyalign.model.protocols import MemoryBatch
 
@@ -32,9 +33,9 @@ class _Control:
         return self.retriever.bank
 
     @property
-    def compressor(self) -> Compressor:
+    def perceiver(self) -> Perceiver:
         """What makes the queries of the search whose scores are kept."""
-        return self.retriever.compressor
+        return self.retriever.perceiver
 
     @property
     def k(self) -> int:
@@ -71,9 +72,7 @@ class ShuffledBank(_Control):
             raise EvaluationError(
                 f"{self.bank.folder}: {len(self.bank)} entries; a bank needs two to be shuffled"
             )
-        order = np.random.default_rng(seed).permutation(self.bank.live)
-        self._next = np.full(self.bank.rows, -1, dtype=np.int64)
-        self._next[order] = np.roll(order, -1)
+        self._cycle = Cycle(self.bank.live, self.bank.rows, seed)
 
     def retrieve(
         self,
@@ -89,14 +88,8 @@ class ShuffledBank(_Control):
             banned = set(self.bank.rows_of(one.ids, one.image_hashes))
             for slot, name in enumerate(ids):
                 [at] = np.setdiff1d(self.bank.rows_of([name]), self.bank.removed)
-                rows[row, slot] = self._value_of(at, banned)
+                rows[row, slot] = self._cycle.next(int(at), banned)
         return self._showing(found, rows)
-
-    def _value_of(self, row: int, banned: set[int]) -> int:
-        at = int(self._next[row])
-        while at in banned:  # ends: the row that was found is not banned
-            at = int(self._next[at])
-        return at
 
 
 class RandomMemories(_Control):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import EvaluationError
@@ -14,21 +14,30 @@ from tinyalign.evaluation.results import results_path
 from tinyalign.evaluation.running.runner import Evaluation, evaluate
 from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.protocols import MemoryRetriever
+from tinyalign.vocabulary import EvaluationControl
 
-MemoryMode = Literal["on", "off", "shuffled", "random"]
 TEXT_ONLY = "text-only"
 ROWS = ("on", "off", "shuffled", TEXT_ONLY)
 
 
-def with_mode(
-    retriever: Retriever | None, mode: MemoryMode, seed: int = 0
+def with_control(
+    retriever: Retriever | None, control: EvaluationControl | Literal["on", "off"], seed: int = 0
 ) -> MemoryRetriever | None:
-    """The retriever that a memory mode uses: itself, none, or one whose memories are others."""
-    if retriever is None or mode == "off":
+    """The retriever that a model is judged with: itself, none, or one whose memories are others.
+
+    "on" is the control "none"; "off" is no memory at all. Raises EvaluationError for other words.
+    """
+    if retriever is None or control == "off":
         return None
-    if mode == "shuffled":
+    if control == "shuffled":
         return ShuffledBank(retriever, seed)
-    return RandomMemories(retriever, seed) if mode == "random" else retriever
+    if control == "random":
+        return RandomMemories(retriever, seed)
+    if control not in ("none", "on"):
+        raise EvaluationError(
+            f"control: expected one of {', '.join(get_args(EvaluationControl))}, found {control!r}"
+        )
+    return retriever
 
 
 def evaluate_rows(
@@ -53,12 +62,12 @@ def evaluate_rows(
     found: dict[str, Evaluation] = {}
     for row in ROWS:
         text_only = row == TEXT_ONLY
-        mode: Any = "off" if text_only else row
+        control: Any = "off" if text_only else row
         found[row] = evaluate(
             model,
             processor,
             samples,
-            retriever=with_mode(retriever, mode, seed),
+            retriever=with_control(retriever, control, seed),
             show_image=not text_only,
             out=Path(out) / row,
             seed=seed,

@@ -1,1 +1,1 @@
-""""""
+"""What answers are scored by: captions, VQA accuracy, WUPS, and intervals."""

@@ -15,7 +15,7 @@ from tinyalign.data.images import pixel_hash
 from tinyalign.data.sample import ImageRef, Message, Sample
 from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.running.inputs import Item, ItemReader
-from tinyalign.evaluation.running.predictor import Judge
+from tinyalign.evaluation.running.predictor import Predictor
 from tinyalign.evaluation.running.runner import evaluating, memory_tokens
 from tinyalign.model.protocols import MemoryRetriever
 
@@ -55,18 +55,20 @@ class Answerer:
         Predictions have no references, and as `image_id` the hash of the decoded pixels.
         """
         answered: list[Prediction] = []
-        judges = {shown: self._judge(max_new_tokens, shown) for shown in (True, False)}
+        predictors = {shown: self._predictor(max_new_tokens, shown) for shown in (True, False)}
         with evaluating(self.model):
             for shown, those in groupby(conversations, lambda each: each.image is not None):
                 for batch in _batches(those, self.batch_size):
                     items = [self._item(i, each) for i, each in enumerate(batch)]
-                    found = judges[shown].judge(items)
+                    found = predictors[shown].predict(items)
                     advance(len(items))
                     answered += (found[i] for i in range(len(items)))
         return answered
 
-    def _judge(self, max_new_tokens: int, shown: bool) -> Judge:
-        return Judge(self.model, self.processor, self.retriever, max_new_tokens, show_image=shown)
+    def _predictor(self, max_new_tokens: int, shown: bool) -> Predictor:
+        return Predictor(
+            self.model, self.processor, self.retriever, max_new_tokens, show_image=shown
+        )
 
     def _reader(self, shown: bool) -> ItemReader:
         n = memory_tokens(self.model, self.retriever)

@@ -163,8 +163,8 @@ def retrieve(
 ) -> MemoryBatch:
     """E_R of a batch, by image and instruction; never an entry with the sample's id or image."""
     instructions = [item.sample.instruction for item in items]
-    compressor = getattr(retriever, "compressor", None)
-    to_ids = processor.query_tokenizer if compressor is None else compressor.query_ids
+    perceiver = getattr(retriever, "perceiver", None)
+    to_ids = processor.query_tokenizer if perceiver is None else perceiver.query_ids
     exclude = [
         Exclusion((item.sample.id,), () if item.image is None else (pixel_hash(item.image),))
         for item in items

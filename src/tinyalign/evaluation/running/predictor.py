@@ -14,7 +14,7 @@ from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
 
 
-class Judge:
+class Predictor:
     """A model with what it is asked through."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Judge:
         self.loss = loss
         self._answered: dict[tuple[object, ...], str] = {}
 
-    def judge(self, items: list[Item]) -> dict[int, Prediction]:
+    def predict(self, items: list[Item]) -> dict[int, Prediction]:
         """Predictions without scores, by index of the sample."""
         if not items:
             return {}

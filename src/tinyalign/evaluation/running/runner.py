@@ -19,7 +19,7 @@ from tinyalign.evaluation.results import Prediction, Results, Skipped, library_v
 from tinyalign.evaluation.running.inputs import ItemReader, image_id, references
 from tinyalign.evaluation.running.judged_samples import Collection
 from tinyalign.evaluation.running.partial_files import Judged
-from tinyalign.evaluation.running.predictor import Judge
+from tinyalign.evaluation.running.predictor import Predictor
 from tinyalign.evaluation.running.shards import Shard, gather, rank
 from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
 from tinyalign.hashing import hash_tensors
@@ -65,7 +65,7 @@ def evaluate(
     contamination: Contamination | None = None,
     loss: bool = True,
 ) -> Evaluation:
-    """Judge `model` on `samples`; greedy decoding.
+    """Predictor `model` on `samples`; greedy decoding.
 
     Under torch.distributed every rank judges its share, rank 0 writes, and all return the whole.
 
@@ -96,31 +96,33 @@ def evaluate(
     Raises EvaluationError for an unknown task, when no sample could be judged, or when `out`
     holds an evaluation with other settings.
     """
-    length = _length(task, max_new_tokens, scorer)
+    length = _length(task, max_new_tokens, scorer, loss)
     started = time.perf_counter()
     if device is not None:
         model.to(device)
+    decode = cached_features is None or retriever is not None  # memories exclude by image
+    tokens = memory_tokens(model, retriever)
     reader = ItemReader(
-        samples,
-        processor,
-        memory_tokens(model, retriever),
-        decode=cached_features is None or retriever is not None,  # memories exclude by image
-        strict=strict,
-        show_image=show_image,
+        samples, processor, tokens, decode=decode, strict=strict, show_image=show_image
     )
-    if not loss and not length:
-        raise EvaluationError("Without loss and without answers there is nothing to measure.")
-    judge = Judge(model, processor, retriever, length, cached_features, show_image, loss)
-    draft = _draft(judge, task, len(samples), seed, protocol)
+    predictor = Predictor(model, processor, retriever, length, cached_features, show_image, loss)
+    draft = _draft(predictor, task, len(samples), seed, protocol)
     draft.model, draft.bank = model_name or draft.model, bank_name or draft.bank
     draft.settings |= {"batch_size": batch_size, "data": dict(data or {})}
     collection = Collection(out, draft, shard, resume)
     if (finished := collection.finished()) is not None:
         logger.info("%s: finished before with these settings; nothing to do", collection.path)
         return Evaluation(*finished)
-    _judge_all(judge, reader, collection, batch_size)
+    _predict_all(predictor, reader, collection, batch_size)
     draft.contamination = (contamination or _in_bank(samples, retriever)).as_dict()
     draft.settings["seconds"] = round(time.perf_counter() - started, 3)
+    return _joined(draft, collection, samples, scorer)
+
+
+def _joined(
+    draft: Results, collection: Collection, samples: Sequence[Sample], scorer: Scorer | None
+) -> Evaluation:
+    """The evaluation with all shards that are done, written if none is missing."""
     found = _scored(draft, collection.join(), samples, scorer)
     if not found.missing:
         collection.write(found.results, found.predictions)
@@ -129,24 +131,29 @@ def evaluate(
     return found
 
 
-def _length(task: str, max_new_tokens: int | None, scorer: Scorer | None) -> int:
-    """Tokens an answer may have. Raises EvaluationError for an unknown task."""
+def _length(task: str, max_new_tokens: int | None, scorer: Scorer | None, loss: bool) -> int:
+    """Tokens an answer may have. Raises EvaluationError for an unknown task, or nothing to do."""
     if scorer is None:
         check_task(task)
     elif max_new_tokens is None:
         raise EvaluationError(f"Say with max_new_tokens how long an answer of {task!r} may be.")
-    return MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
+    length = MAX_NEW_TOKENS[task] if max_new_tokens is None else max_new_tokens
+    if not loss and not length:
+        raise EvaluationError("Without loss and without answers there is nothing to measure.")
+    return length
 
 
-def _judge_all(judge: Judge, reader: ItemReader, collection: Collection, batch_size: int) -> None:
-    """Judge what is left of this process's share."""
+def _predict_all(
+    predictor: Predictor, reader: ItemReader, collection: Collection, batch_size: int
+) -> None:
+    """Answer what is left of this process's share."""
     todo = collection.start(reader.samples)
     total = len(collection.share.indices(len(reader.samples)))
     bar = progress("Evaluating", total) if rank() == 0 else nullcontext(lambda n: None)
-    with evaluating(judge.model), bar as advance:
+    with evaluating(predictor.model), bar as advance:
         advance(total - len(todo))
         for batch in reader.batches(batch_size, todo):
-            collection.add(Judged(judge.judge(batch.items), batch.skipped))
+            collection.add(Judged(predictor.predict(batch.items), batch.skipped))
             advance(len(batch.items) + len(batch.skipped))
 
 
@@ -179,12 +186,12 @@ def _scored(
 
 
 def _draft(
-    judge: Judge, task: str, n: int, seed: int, protocol: Mapping[str, Any] | None
+    predictor: Predictor, task: str, n: int, seed: int, protocol: Mapping[str, Any] | None
 ) -> Results:
     """All of the results that is known before the first sample."""
-    model, retriever = judge.model, judge.retriever
+    model, retriever = predictor.model, predictor.retriever
     search = getattr(retriever, "search_settings", {})
-    learned = model.config.memory_source == "soft_prompt" and judge.show_image
+    learned = model.config.memory_source == "soft_prompt" and predictor.show_image
     return Results(
         task=task,
         n=0,
@@ -198,16 +205,16 @@ def _draft(
             "memory": getattr(retriever, "mode", "on") if retriever else _without(learned),
             "memory_seed": getattr(retriever, "seed", None),
             "k": getattr(retriever, "k", None),
-            "image": "shown" if judge.show_image else "left out",
+            "image": "shown" if predictor.show_image else "left out",
             "dtype": str(model.get_output_embeddings().weight.dtype),
-            "device": str(judge.vision.device),
-            **({} if judge.loss else {"loss": "not measured"}),
+            "device": str(predictor.vision.device),
+            **({} if predictor.loss else {"loss": "not measured"}),
             **({"search": search} if search else {}),
         },
         model_hash=hash_tensors(model.state_dict()),
         bank_hash=getattr(getattr(retriever, "bank", None), "hash", None),
         protocol=dict(protocol or {}),
-        decoding={"do_sample": False, "num_beams": 1, "max_new_tokens": judge.max_new_tokens},
+        decoding={"do_sample": False, "num_beams": 1, "max_new_tokens": predictor.max_new_tokens},
     )
 
 

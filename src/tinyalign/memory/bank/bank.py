@@ -20,7 +20,8 @@ from tinyalign.memory.bank.files import cannot_read
 from tinyalign.memory.bank.manifest import MANIFEST, Manifest
 from tinyalign.memory.bank.verification import damage, removed_rows, wrong_sizes
 
-COMPRESSOR = "compressor"
+PERCEIVER_FOLDER = "compressor"
+"""Where a bank keeps its Perceiver: the name that it has had from the start."""
 
 
 class MemoryBank:
@@ -106,9 +107,9 @@ class MemoryBank:
         return self.manifest.coding_error if len(self) else CodingError()
 
     @property
-    def compressor_folder(self) -> Path:
+    def perceiver_folder(self) -> Path:
         """Where the Perceiver, its tokenizer and the key function lie."""
-        return self.folder / COMPRESSOR
+        return self.folder / PERCEIVER_FOLDER
 
     # -- removals -----------------------------------------------------------------------------
 
@@ -251,8 +252,9 @@ class MemoryBank:
         facts = asdict(self.manifest)
         for name in ("segments", "compressor"):
             facts.pop(name)
+        facts["perceiver_hash"] = facts.pop("compressor_hash")
         sizes = self.manifest.sizes
-        files = self.manifest.compressor
+        files = self.manifest.perceiver_files
         return facts | {
             "count": len(self),
             "removed": len(self.removed),
@@ -261,7 +263,7 @@ class MemoryBank:
             "sources": self.entries.source_counts(self.removed),
             "hash": self.hash,
             "bytes": sum(sizes.values()),
-            "compressor_bytes": sum(size for name, size in sizes.items() if name in files),
+            "perceiver_bytes": sum(size for name, size in sizes.items() if name in files),
             "values_relative_error": self.coding_error.relative,
         }
 

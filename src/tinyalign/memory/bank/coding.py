@@ -7,14 +7,13 @@ loses is measured while it is written (`CodingError`) and shown by `tinyalign ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from tinyalign.errors import ConfigError
+from tinyalign.vocabulary import KeysDtype, ValuesDtype
 
-KeysDtype = Literal["float16", "float32"]
-ValuesDtype = Literal["int8", "float16"]
 SUFFIXES = {"float16": "f16", "float32": "f32", "int8": "i8"}
 TOP = 127  # largest code of an int8 latent
 # Sums are kept as multiples of these, so that they come out the same in any order of adding:

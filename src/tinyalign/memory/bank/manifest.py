@@ -10,8 +10,9 @@ from typing import Any
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_file, hash_json
-from tinyalign.memory.bank.coding import CodingError, KeyCoding, KeysDtype, ValueCoding, ValuesDtype
+from tinyalign.memory.bank.coding import CodingError, KeyCoding, ValueCoding
 from tinyalign.memory.bank.files import cannot_read, write_atomically
+from tinyalign.vocabulary import KeysDtype, ValuesDtype
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -82,7 +83,7 @@ class Manifest:
     build: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the build and what it skipped."""
     compressor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name of each file of the compressor → its size in bytes and its hash."""
+    """Name of each file of the Perceiver → its size in bytes and its hash."""
     generation: int = 1
     """Counts compactions: row numbers hold within a generation."""
     commit: int = 1
@@ -92,6 +93,16 @@ class Manifest:
     segments: tuple[SegmentRecord, ...] = ()
     """The rows, in order."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def perceiver_hash(self) -> str:
+        """`compressor_hash`, which is what manifest.json has called it from the start."""
+        return self.compressor_hash
+
+    @property
+    def perceiver_files(self) -> Mapping[str, Mapping[str, Any]]:
+        """`compressor`, which is what manifest.json has called it from the start."""
+        return self.compressor
 
     @property
     def rows(self) -> int:

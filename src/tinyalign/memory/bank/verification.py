@@ -80,7 +80,7 @@ def removed_rows(folder: Path, manifest: Manifest, entries: Entries) -> np.ndarr
 def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     known = wrong_sizes(folder, manifest.sizes)
     yield from known.values()
-    for name, facts in manifest.compressor.items():
+    for name, facts in manifest.perceiver_files.items():
         problem = _wrong_file(folder / name, facts["bytes"], facts["hash"])
         if problem and name not in known:
             yield problem

@@ -16,14 +16,14 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, first_few
 from tinyalign.hashing import DIGITS, hash_bytes, hash_json
 from tinyalign.log import logger, progress
-from tinyalign.memory.bank.bank import COMPRESSOR, MemoryBank
-from tinyalign.memory.bank.coding import KeysDtype, ValuesDtype
+from tinyalign.memory.bank.bank import PERCEIVER_FOLDER, MemoryBank
 from tinyalign.memory.bank.lock import WriteLock, cannot_write
 from tinyalign.memory.bank.manifest import MANIFEST, Manifest
-from tinyalign.memory.building.make_entries import Batches, FeatureRows, Maker
+from tinyalign.memory.building.make_entries import Batches, EntryMaker, FeatureRows
 from tinyalign.memory.building.unfinished_builds import refuse_unfinished
 from tinyalign.memory.building.writer import BankWriter, check_vacant, finish_commit
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
+from tinyalign.vocabulary import KeysDtype, ValuesDtype
 
 if TYPE_CHECKING:
     from tinyalign.model.backbones.vision import VisionEncoder
@@ -41,14 +41,14 @@ class BuildResult:
 
 
 @dataclass(frozen=True)
-class Share:
+class BuildPart:
     """Which part of a build is this process's: the `index`-th of `count`."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
-    def of_launch(cls) -> Share:
+    def of_launch(cls) -> BuildPart:
         """As `accelerate launch` or `torchrun` has it; the whole without them.
 
         Raises ConfigError where the processes were started together and do not find each other.
@@ -76,7 +76,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Survey:
+class RecordScan:
     """What a pass over the samples' records tells before any image is decoded."""
 
     hash: str
@@ -85,7 +85,7 @@ class Survey:
     """Samples whose id came before."""
 
 
-def survey(samples: Iterable[Sample]) -> Survey:
+def survey(samples: Iterable[Sample]) -> RecordScan:
     """Hash of ids, texts, instructions, sources and images of samples, and who is there twice.
 
     Images count by their bytes where these are at hand, else by file name: a data set may move.
@@ -103,7 +103,7 @@ def survey(samples: Iterable[Sample]) -> Survey:
         if sample.id in seen:
             repeated.add(index)
         seen.add(sample.id)
-    return Survey(digest.hexdigest()[:DIGITS], frozenset(repeated))
+    return RecordScan(digest.hexdigest()[:DIGITS], frozenset(repeated))
 
 
 def dataset_hash(samples: Iterable[Sample]) -> str:
@@ -114,7 +114,7 @@ def dataset_hash(samples: Iterable[Sample]) -> str:
 def build_bank(
     samples: Sequence[Sample],
     vision: VisionEncoder,
-    compressor: Compressor,
+    perceiver: Perceiver,
     out: str | Path,
     *,
     batch_size: int = 32,
@@ -124,7 +124,7 @@ def build_bank(
     keys_dtype: KeysDtype = "float16",
     values_dtype: ValuesDtype = "int8",
     workers: int = 0,
-    share: Share | None = None,
+    share: BuildPart | None = None,
 ) -> BuildResult:
     """Build a bank of `samples` in the folder `out`, or go on with a build that was killed.
 
@@ -140,16 +140,16 @@ def build_bank(
     `out` holds another bank, another unfinished build (also one by another number of
     processes) or files of something else, or if nothing could be stored.
     """
-    share = Share.of_launch() if share is None else share
+    share = BuildPart.of_launch() if share is None else share
     check_vacant(out)
     found = survey(samples)
-    manifest = _manifest(vision, compressor, found.hash, vision_name, batch_size)
+    manifest = _manifest(vision, perceiver, found.hash, vision_name, batch_size)
     manifest = replace(manifest, keys_dtype=keys_dtype, values_dtype=values_dtype)
     # Rounding may depend on the batch and on how features were cached: part of what to resume.
     fingerprint = hash_json([_identity(manifest), batch_size, features is None])
     rows = share.rows(len(samples), batch_size)
     batches = Batches(samples, rows, batch_size, found.repeated, workers, features)
-    maker = Maker(vision, compressor, strict)
+    maker = EntryMaker(vision, perceiver, strict)
     if share.index:
         return _build_part(Path(out), fingerprint, manifest, share, maker, batches)
     try:
@@ -161,7 +161,12 @@ def build_bank(
 
 
 def _build(
-    out: Path, fingerprint: str, manifest: Manifest, share: Share, maker: Maker, batches: Batches
+    out: Path,
+    fingerprint: str,
+    manifest: Manifest,
+    share: BuildPart,
+    maker: EntryMaker,
+    batches: Batches,
 ) -> BuildResult:
     """The first process's work: its own part, then all of them as one bank."""
     committed = finish_commit(out)
@@ -176,7 +181,7 @@ def _build(
             writer.close()
             _wait_for_all(share)
             writer = _joined(out, fingerprint, manifest, share)
-        bank = _commit(writer, manifest, maker.compressor, len(batches))
+        bank = _commit(writer, manifest, maker.perceiver, len(batches))
     finally:
         writer.close()
     _wait_for_all(share)
@@ -189,7 +194,12 @@ def _build(
 
 
 def _build_part(
-    out: Path, fingerprint: str, manifest: Manifest, share: Share, maker: Maker, batches: Batches
+    out: Path,
+    fingerprint: str,
+    manifest: Manifest,
+    share: BuildPart,
+    maker: EntryMaker,
+    batches: Batches,
 ) -> BuildResult:
     """Another process's work: its own part; the first one makes the bank of them."""
     _wait_for_all(share)
@@ -205,23 +215,25 @@ def _build_part(
     return BuildResult(MemoryBank.open(out), [])
 
 
-def _part_writer(out: str | Path, fingerprint: str, manifest: Manifest, share: Share) -> BankWriter:
+def _part_writer(
+    out: str | Path, fingerprint: str, manifest: Manifest, share: BuildPart
+) -> BankWriter:
     codings = (manifest.key_coding, manifest.value_coding)
     return BankWriter(out, fingerprint, *codings, part=share.name)
 
 
-def _joined(out: Path, fingerprint: str, manifest: Manifest, share: Share) -> BankWriter:
+def _joined(out: Path, fingerprint: str, manifest: Manifest, share: BuildPart) -> BankWriter:
     """All finished parts, in order, in one writer."""
-    whole = _part_writer(out, fingerprint, manifest, Share())
+    whole = _part_writer(out, fingerprint, manifest, BuildPart())
     whole.restart()
     for index in range(share.count):
-        part = _part_writer(out, fingerprint, manifest, Share(index, share.count))
+        part = _part_writer(out, fingerprint, manifest, BuildPart(index, share.count))
         whole.append_part(part)
         part.close()
     return whole
 
 
-def _wait_for_all(share: Share) -> None:
+def _wait_for_all(share: BuildPart) -> None:
     if share.count > 1 and "RANK" in os.environ:
         _together().wait_for_everyone()
 
@@ -231,20 +243,18 @@ def _together() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def _commit(
-    writer: BankWriter, manifest: Manifest, compressor: Compressor, total: int
-) -> MemoryBank:
+def _commit(writer: BankWriter, manifest: Manifest, perceiver: Perceiver, total: int) -> MemoryBank:
     if not writer.progress.count:
         raise BankError(
             f"{writer.folder}: none of {total} samples could be stored: "
             f"{first_few(reason for _, reason in writer.progress.skipped)}"
         )
-    compressor.save(writer.building / COMPRESSOR)
+    perceiver.save(writer.building / PERCEIVER_FOLDER)
     build = {**manifest.build, "skipped": len(writer.progress.skipped)}
     return writer.commit(replace(manifest, build=build))
 
 
-def _write_all(batches: Batches, maker: Maker, writer: BankWriter) -> None:
+def _write_all(batches: Batches, maker: EntryMaker, writer: BankWriter) -> None:
     first, total = writer.progress.position, len(batches.rows)
     every = max(1, CHECKPOINT_EVERY // batches.size)
     if first:
@@ -262,17 +272,17 @@ def _write_all(batches: Batches, maker: Maker, writer: BankWriter) -> None:
 
 def _manifest(
     vision: VisionEncoder,
-    compressor: Compressor,
+    perceiver: Perceiver,
     samples_hash: str,
     vision_name: str,
     batch_size: int,
 ) -> Manifest:
-    latents, width = compressor.value_shape
-    key_function = compressor.key_function
+    latents, width = perceiver.value_shape
+    key_function = perceiver.key_function
     return Manifest(
         vision_name=vision_name,
         vision_hash=vision.hash,
-        compressor_hash=compressor.hash,
+        compressor_hash=perceiver.hash,
         key_hash=key_function.hash,
         key_kind=key_function.kind,
         alpha=key_function.alpha,

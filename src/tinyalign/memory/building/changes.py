@@ -22,10 +22,10 @@ from tinyalign.memory.bank.lock import LOCK, WriteLock, cannot_write
 from tinyalign.memory.bank.manifest import Manifest
 from tinyalign.memory.building.builder import survey
 from tinyalign.memory.building.editor import BankEditor
-from tinyalign.memory.building.make_entries import Batches, FeatureRows, Maker
+from tinyalign.memory.building.make_entries import Batches, EntryMaker, FeatureRows
 from tinyalign.memory.building.unfinished_builds import refuse_unfinished
 from tinyalign.memory.building.writer import BankWriter, check_vacant, finish_commit
-from tinyalign.memory.perceiver import load_compressor
+from tinyalign.memory.perceiver import load_perceiver
 from tinyalign.memory.search.retriever import check_encoder
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def add_samples(
     """
     with BankEditor(folder) as editor:
         check_encoder(editor.bank, vision.hash)
-        compressor = load_compressor(editor.bank).to(vision.device)
-        maker = Maker(vision, compressor, strict)
+        perceiver = load_perceiver(editor.bank).to(vision.device)
+        maker = EntryMaker(vision, perceiver, strict)
         there = _rows_there(editor.bank, {sample.id for sample in samples})
         refused = {i: one.id for i, one in enumerate(samples) if one.id in there and not update}
         batches = Batches(
@@ -195,7 +195,7 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, keep: str = "
                 skipped += _copy(bank, writer, keep, advance)
         if not writer.progress.count:
             raise BankError(f"{banks[0].folder}: no entries in any of the banks to merge")
-        writer.copy_compressor(banks[0].manifest.compressor, banks[0].folder)
+        writer.copy_perceiver(banks[0].manifest.perceiver_files, banks[0].folder)
         merged = writer.commit(manifest)
     return Change(merged, len(merged), 0, tuple(skipped))
 

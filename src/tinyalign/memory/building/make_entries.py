@@ -17,7 +17,7 @@ from tinyalign.data.images import load_image, pixel_hash
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
 from tinyalign.memory.bank.entries import Entry
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 
 if TYPE_CHECKING:
     from tinyalign.model.backbones.vision import VisionEncoder
@@ -52,7 +52,7 @@ class Prepared:
 
 
 @dataclass
-class LeftOut:
+class UnusableSample:
     """A sample that cannot be remembered, and why."""
 
     sample_id: str
@@ -79,7 +79,7 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Prepared | LeftOut:
+    def __getitem__(self, index: int) -> Prepared | UnusableSample:
         sample = self.samples[index]
         try:
             if index in self.repeated:
@@ -88,12 +88,12 @@ class Batches(Dataset):
                 raise DataError(f"sample {sample.id}: in the bank already; update it instead")
             one = prepared(sample)
         except DataError as error:
-            return LeftOut(sample.id, str(error))
+            return UnusableSample(sample.id, str(error))
         if self.features is not None:
             one.features = torch.as_tensor(self.features[index]).float()
         return one
 
-    def starting_at(self, position: int) -> Iterable[list[Prepared | LeftOut]]:
+    def starting_at(self, position: int) -> Iterable[list[Prepared | UnusableSample]]:
         """The batches of its rows, from the `position`-th row on."""
         return in_batches(self, self.rows[position:], self.size, self.workers)
 
@@ -116,18 +116,18 @@ def encode(batch: Sequence[Prepared], vision: VisionEncoder) -> Tensor:
     return encoded[[place[one.image_hash] for one in batch]]
 
 
-class Maker:
+class EntryMaker:
     """Turns decoded samples into keys and values, and hands them to a writer."""
 
-    def __init__(self, vision: VisionEncoder, compressor: Compressor, strict: bool = False) -> None:
+    def __init__(self, vision: VisionEncoder, perceiver: Perceiver, strict: bool = False) -> None:
         """strict: a sample that cannot be remembered stops everything."""
-        self.vision, self.compressor, self.strict = vision, compressor, strict
+        self.vision, self.perceiver, self.strict = vision, perceiver, strict
 
-    def store(self, batch: Sequence[Prepared | LeftOut], writer: EntrySink) -> None:
+    def store(self, batch: Sequence[Prepared | UnusableSample], writer: EntrySink) -> None:
         """Append a batch; those that cannot be remembered go on the writer's list."""
         good = []
         for one in batch:
-            if isinstance(one, LeftOut):
+            if isinstance(one, UnusableSample):
                 self._leave_out(writer, one.sample_id, one.reason)
             else:
                 good.append(one)
@@ -144,8 +144,8 @@ class Maker:
         encoded = encode(batch, self.vision)
         texts = [one.sample.text for one in batch]
         instructions = [one.sample.instruction for one in batch]
-        keys = self.compressor.entry_keys(encoded, instructions, texts).cpu()
-        values = self.compressor.values(encoded, texts, images).cpu()
+        keys = self.perceiver.entry_keys(encoded, instructions, texts).cpu()
+        values = self.perceiver.values(encoded, texts, images).cpu()
         fine = keys.isfinite().all(dim=1) & values.half().isfinite().flatten(1).all(dim=1)
         for one, kept in zip(batch, fine.tolist()):
             if not kept:

@@ -1,7 +1,7 @@
 """A bank as a parquet file and back: for other tools, for archives, for the hub.
 
 DIR/entries.parquet has one row an entry: its texts, its key, and its value as it is coded. The
-file's own metadata says by which models they were made; the compressor's files lie beside it.
+file's own metadata says by which models they were made; the Perceiver's files lie beside it.
 What is imported is the bank that was exported, down to the last bit of every key and value.
 """
 
@@ -21,14 +21,14 @@ import numpy as np
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json
 from tinyalign.log import progress
-from tinyalign.memory.bank.bank import COMPRESSOR, MemoryBank
+from tinyalign.memory.bank.bank import PERCEIVER_FOLDER, MemoryBank
 from tinyalign.memory.bank.coding import CodingError
 from tinyalign.memory.bank.entries import FIELDS, Entry
 from tinyalign.memory.bank.files import cannot_read, sync_file, sync_folder
 from tinyalign.memory.bank.lock import cannot_write
 from tinyalign.memory.bank.manifest import Manifest, describe_file
 from tinyalign.memory.building.changes import new_bank
-from tinyalign.memory.perceiver import copy_compressor
+from tinyalign.memory.perceiver import copy_perceiver
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +52,7 @@ class Note:
     manifest: Mapping[str, Any]
     """By which models it was made, and how keys and values are coded."""
     compressor: Mapping[str, Mapping[str, Any]]
-    """Name of each file of the compressor → its size in bytes and its hash."""
+    """Name of each file of the Perceiver → its size in bytes and its hash."""
     squared_error: float
     """What coding the values cost (`CodingError`)."""
     squared_norm: float
@@ -62,7 +62,7 @@ class Note:
 
 
 def export_bank(bank: MemoryBank, out: str | Path) -> Path:
-    """Write the entries of a bank to OUT/entries.parquet and its compressor beside it.
+    """Write the entries of a bank to OUT/entries.parquet and its Perceiver beside it.
 
     Removed entries are left out. OUT, or the table in it where OUT is an empty folder, appears
     once all is complete. Raises BankError naming what is damaged in the bank, if there is anything
@@ -89,7 +89,7 @@ def _write_aside(bank: MemoryBank, out: Path) -> None:
     aside = out / name if given else out.with_name(f"{out.name}.{name}")
     aside.mkdir(parents=True)
     try:
-        copy_compressor(bank.manifest.compressor, bank.folder, aside)
+        copy_perceiver(bank.manifest.perceiver_files, bank.folder, aside)
         _write_table(bank, aside / TABLE)
         sync_file(aside / TABLE)
         if given:
@@ -126,7 +126,7 @@ def _note(bank: MemoryBank, count: int) -> Note:
     made = {k: v for k, v in asdict(bank.manifest).items() if k not in OWN}
     error = bank.coding_error
     return Note(
-        FORMAT_VERSION, count, made, bank.manifest.compressor,
+        FORMAT_VERSION, count, made, bank.manifest.perceiver_files,
         error.squared_error, error.squared_norm,
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def import_bank(folder: str | Path, out: str | Path) -> MemoryBank:
     folder = Path(folder)
     note = read_note(folder / TABLE)
     manifest = _manifest(folder / TABLE, note)
-    _check_compressor(folder, note)
+    _check_perceiver(folder, note)
     with new_bank(out, hash_json(asdict(note)), manifest) as writer:
         with progress("Importing", note.count) as advance:
             for keys, records, entries in _batches(folder / TABLE, manifest):
@@ -190,7 +190,7 @@ def import_bank(folder: str | Path, out: str | Path) -> MemoryBank:
                 "it is incomplete, export the bank again"
             )
         writer.progress.coding = CodingError(note.squared_error, note.squared_norm)
-        writer.copy_compressor(note.compressor, folder)
+        writer.copy_perceiver(note.compressor, folder)
         return writer.commit(manifest)
 
 
@@ -202,7 +202,7 @@ def read_note(path: Path) -> Note:
     if not path.is_file():
         raise BankError(
             f"{path}: not found; `tinyalign bank export` writes a folder with {TABLE} and "
-            f"{COMPRESSOR}/ in it"
+            f"{PERCEIVER_FOLDER}/ in it"
         )
     try:
         content = json.loads((read_schema(path).metadata or {})[NOTE])
@@ -243,7 +243,7 @@ def _manifest(path: Path, note: Note) -> Manifest:
     return manifest
 
 
-def _check_compressor(folder: Path, note: Note) -> None:
+def _check_perceiver(folder: Path, note: Note) -> None:
     for name, facts in note.compressor.items():
         path = folder / name
         if not path.is_file():

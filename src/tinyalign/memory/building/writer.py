@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tinyalign.errors import BankError, first_few
 from tinyalign.hashing import hash_range
-from tinyalign.memory.bank.bank import COMPRESSOR, MemoryBank
+from tinyalign.memory.bank.bank import PERCEIVER_FOLDER, MemoryBank
 from tinyalign.memory.bank.coding import CodingError, KeyCoding, ValueCoding
 from tinyalign.memory.bank.entries import Commit, Entry, write_segment
 from tinyalign.memory.bank.files import replace_file, sync_file, sync_folder, write_atomically
 from tinyalign.memory.bank.lock import LOCK, cannot_write
 from tinyalign.memory.bank.manifest import MANIFEST, Manifest, SegmentRecord, describe_file
-from tinyalign.memory.perceiver import copy_compressor
+from tinyalign.memory.perceiver import copy_perceiver
 
 BUILDING = "building"
 PROGRESS = "progress.json"
@@ -183,13 +183,13 @@ class BankWriter:
         self.ids |= new
         self.progress.count += len(entries)
 
-    def copy_compressor(self, names: Iterable[str], folder: Path) -> None:
-        """Take over the compressor of another folder, as it is; names: as in a manifest.
+    def copy_perceiver(self, names: Iterable[str], folder: Path) -> None:
+        """Take over the Perceiver of another folder, as it is; names: as in a manifest.
 
         Raises BankError for a file that cannot be read, and for a full disk.
         """
         try:
-            copy_compressor(names, folder, self.building)
+            copy_perceiver(names, folder, self.building)
         except OSError as error:
             raise cannot_write(self.building, error) from error
 
@@ -277,7 +277,7 @@ class BankWriter:
             (),
             [Commit(manifest.commit, count, 0, "built")],
         )
-        extra = sorted(p for p in (self.building / COMPRESSOR).rglob("*") if p.is_file())
+        extra = sorted(p for p in (self.building / PERCEIVER_FOLDER).rglob("*") if p.is_file())
         for path in (self.building / name, *extra):
             sync_file(path)
         for folder in {path.parent for path in extra} | {self.building, self.folder}:
@@ -331,7 +331,11 @@ def finish_commit(folder: str | Path) -> bool:
     building = folder / BUILDING
     if (building / MANIFEST).exists():
         manifest = Manifest.read(building)
-        moves = {KEYS: manifest.keys_name, VALUES: manifest.values_name, COMPRESSOR: COMPRESSOR}
+        moves = {
+            KEYS: manifest.keys_name,
+            VALUES: manifest.values_name,
+            PERCEIVER_FOLDER: PERCEIVER_FOLDER,
+        }
         for name, final in (moves | {one.name: one.name for one in manifest.segments}).items():
             if (building / name).exists():
                 os.replace(building / name, folder / final)

@@ -18,7 +18,6 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -29,19 +28,14 @@ from torch.nn.functional import normalize
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.memory.bank.files import common_mode, write_atomically
+from tinyalign.memory.keys.folds import N_FOLDS, fold_of
 from tinyalign.memory.keys.text import PAD_ID
 
 FORMAT_VERSION = 1
-N_FOLDS = 5
 DIM = 512
 BASIS_SEED = 20251284
 RIDGE = 1.0
 """Ridge penalty in units of the inputs' mean variance."""
-
-
-def fold_of(image_hash: str, n_folds: int = N_FOLDS) -> int:
-    """The fold an image belongs to: a fixed function of its hash (hexadecimal)."""
-    return int(image_hash, 16) % n_folds
 
 
 class AlignedKeyFunction:
@@ -51,7 +45,7 @@ class AlignedKeyFunction:
     `entry_keys` makes the keys of entries from the ids of their whole text.
     """
 
-    kind: Literal["aligned"] = "aligned"
+    kind = "aligned"
     alpha = 1.0
     uses_text = True
     uses_image = True

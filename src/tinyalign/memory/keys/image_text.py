@@ -8,11 +8,11 @@ result depends neither on padding nor on what else is in the batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,14 +25,14 @@ from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.memory.bank.files import common_mode, write_atomically
 from tinyalign.memory.keys.text import PAD_ID
 
-KeyKind = Literal["pooled", "attention"]
+KINDS = ("pooled", "attention")
 FORMAT_VERSION = 1
 PROJECTION_SEED = 20251284
 # A centred vector this much shorter than what it was is rounding noise, not a direction.
 NOISE_FLOOR = 1e-5
 
 
-class KeyFunction:
+class ImageTextKeyFunction:
     """Keys and queries from vision features (B, n, D) and instruction ids (B, L).
 
     kind "pooled": `[sqrt(alpha) * i ; sqrt(1 - alpha) * t]`, where i is the mean image feature,
@@ -48,7 +48,7 @@ class KeyFunction:
 
     def __init__(
         self,
-        kind: KeyKind,
+        kind: str,
         alpha: float,
         image_mean: Tensor,
         text_table: Tensor | None = None,
@@ -72,6 +72,8 @@ class KeyFunction:
         self.text_projection = self._fixed_text_projection()
 
     # -- what it is ---------------------------------------------------------------------------
+
+    n_folds = 0
 
     @property
     def image_width(self) -> int:
@@ -112,12 +114,14 @@ class KeyFunction:
         vision_features: Tensor | None,
         query_ids: Tensor | None = None,
         query_mask: Tensor | None = None,
+        folds: Sequence[int] | None = None,
     ) -> Tensor:
         """Keys (B, d_k), fp32, unit length, on the device of the input.
 
         vision_features (B, n, D) or None for a query by text alone; query_ids (B, L) ids of
-        the compressor's tokenizer or None; query_mask (B, L), by default all but id 0. A row
-        that has neither image nor text is all zeros and matches nothing.
+        the Perceiver's tokenizer or None; query_mask (B, L), by default all but id 0. A row
+        that has neither image nor text is all zeros and matches nothing. No text of an entry had a
+        part in it, so there are no `folds` to leave out.
         """
         features, ids, mask = self._checked(vision_features, query_ids, query_mask)
         make = self._attention if self.kind == "attention" else self._pooled
@@ -231,11 +235,11 @@ class KeyFunction:
         features: Iterable[Tensor],
         query_ids: Iterable[Tensor | None] | None = None,
         *,
-        kind: KeyKind = "pooled",
+        kind: str = "pooled",
         alpha: float = 0.4,
         text_table: Tensor | None = None,
         image_projection: Tensor | None = None,
-    ) -> KeyFunction:
+    ) -> ImageTextKeyFunction:
         """Means over a corpus in one pass, holding one batch at a time.
 
         features yields (B, n, D) batches; query_ids, if given, yields the instruction ids
@@ -279,7 +283,7 @@ class KeyFunction:
         write_atomically(folder / "key.json", settings.encode())
 
     @classmethod
-    def load(cls, folder: str | Path) -> KeyFunction:
+    def load(cls, folder: str | Path) -> ImageTextKeyFunction:
         """Read what `save` wrote. BankError names the file that is missing or damaged."""
         path = Path(folder) / "key.json"
         try:
@@ -348,8 +352,8 @@ def _check(
     text_mean: Tensor | None,
     image_projection: Tensor | None,
 ) -> None:
-    if kind not in get_args(KeyKind):
-        raise ConfigError(f"key kind must be one of {get_args(KeyKind)}, found {kind!r}")
+    if kind not in KINDS:
+        raise ConfigError(f"key kind must be one of {KINDS}, found {kind!r}")
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(f"alpha is the image's share, between 0 and 1; found {alpha}")
     if alpha < 1.0 and text_table is None:

@@ -144,7 +144,7 @@ def spans(bank: MemoryBank, lengths: Iterable[int]) -> list[Span]:
     removals are not.
     """
     manifest = bank.manifest
-    models = [manifest.vision_hash, manifest.compressor_hash, manifest.key_hash, manifest.key_dim]
+    models = [manifest.vision_hash, manifest.perceiver_hash, manifest.key_hash, manifest.key_dim]
     keys, entries = hashlib.sha256(json.dumps(models).encode()), hashlib.sha256()
     found, start = [], 0
     for stop in sorted({one for one in lengths if one <= bank.rows}):

@@ -7,7 +7,7 @@ score, removed entries never come back, and a bank that was refreshed is searche
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from tinyalign.log import logger
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.manifest import Manifest
 from tinyalign.memory.search.exact import ExactSearch
+from tinyalign.vocabulary import RECALL, Engine
 
-Engine = Literal["auto", "exact", "ivf"]
 EXACT_UP_TO = {"cpu": 300_000, "cuda": 10_000_000}
-RECALL = 0.95
 
 
 class Searcher(Protocol):

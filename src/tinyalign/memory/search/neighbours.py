@@ -24,7 +24,9 @@ from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.log import progress
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.files import common_mode, replace_file
+from tinyalign.memory.search.cycle import Cycle
 from tinyalign.memory.search.index import Index, KeyIndex
+from tinyalign.vocabulary import TrainingControl
 
 FORMAT_VERSION = 2
 BLOCK = 1024  # queries searched at a time
@@ -40,7 +42,7 @@ class NeighbourTable:
     """Rows of a bank for each of N samples.
 
     No row of a sample ever holds the sample itself or another entry with the same image: that
-    is true of the table that `build` searches, and of both controls made from it.
+    is true of the table that `build` searches, and of the controls made from it.
     """
 
     indices: Tensor
@@ -56,7 +58,8 @@ class NeighbourTable:
     data_hash: str
     """Identity of the samples."""
     control: str = "search"
-    """How the rows were chosen: "search", "random seed S" or "shuffled seed S"."""
+    """How the rows were chosen: "search", or a control and its seed, such as
+    "random seed 0"."""
     removed: tuple[int, ...] = ()
     """Rows of the bank that no sample may get, because their entries were removed; sorted."""
 
@@ -141,8 +144,8 @@ class NeighbourTable:
 
         return self._redrawn(draw, f"random seed {seed}")
 
-    def shuffled(self, seed: int) -> NeighbourTable:
-        """The shuffled control: each sample gets the neighbours of another sample.
+    def another_sample(self, seed: int) -> NeighbourTable:
+        """The control in which each sample gets the neighbours of another sample.
 
         So every memory is shown about as often as in the true table, to the wrong sample. What
         the sample must not see is replaced by random rows. Scores stay as in `random`.
@@ -159,7 +162,31 @@ class NeighbourTable:
             out = sorted(banned | set(kept))
             return kept + _draw(rng, wanted - len(kept), self.bank_size, out)
 
+        return self._redrawn(draw, f"another_sample seed {seed}")
+
+    def shuffled(self, seed: int) -> NeighbourTable:
+        """The shuffled control: what is found is shown with the value of another entry.
+
+        As `ShuffledBank` of evaluation: one cycle through the bank says whose. Where a sample must
+        not see that one, the next on the cycle is taken. Scores stay as in `random`.
+        """
+        live = np.setdiff1d(np.arange(self.bank_size), self.removed)
+        cycle = Cycle(live, self.bank_size, seed)
+
+        def draw(row: int, wanted: int) -> list[int]:
+            banned = set(self._banned(row))
+            found = self.indices[row, :wanted].tolist()
+            return [cycle.next(at, banned) for at in found]
+
         return self._redrawn(draw, f"shuffled seed {seed}")
+
+    def under(self, control: TrainingControl, seed: int) -> NeighbourTable:
+        """The table as a recipe's control has it; itself where the control is of another kind."""
+        if control == "random":
+            return self.random(seed)
+        if control == "shuffled":
+            return self.shuffled(seed)
+        return self.another_sample(seed) if control == "another_sample" else self
 
     def _banned(self, row: int) -> list[int]:
         """The rows that a sample must not get, sorted."""

@@ -14,13 +14,14 @@ from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.entries import Entry
 from tinyalign.memory.perceiver import (
-    AnyKeyFunction,
-    Compressor,
+    KeyFunction,
+    Perceiver,
     check_key_function,
-    load_compressor,
+    load_perceiver,
 )
-from tinyalign.memory.search.index import RECALL, Engine, Index, KeyIndex
+from tinyalign.memory.search.index import Index, KeyIndex
 from tinyalign.model.protocols import MemoryBatch
+from tinyalign.vocabulary import RECALL, Engine
 
 if TYPE_CHECKING:
     from tinyalign.model.backbones.vision import VisionEncoder
@@ -65,7 +66,7 @@ class Retriever:
     def __init__(
         self,
         bank: MemoryBank,
-        compressor: Compressor,
+        perceiver: Perceiver,
         k: int,
         *,
         slots: int | None = None,
@@ -74,7 +75,7 @@ class Retriever:
         recall: float = RECALL,
         index: Index | None = None,
     ) -> None:
-        """The compressor's key function must be the bank's; raises BankError otherwise.
+        """The Perceiver's key function must be the bank's; raises BankError otherwise.
 
         With a `device` the keys are held and searched there. engine, recall: see `KeyIndex`.
         index: searches the bank in its place.
@@ -84,9 +85,9 @@ class Retriever:
         slots = k if slots is None else slots
         if slots < k:
             raise ConfigError(f"k is {k}, but the model has room for {slots} memories only")
-        check_key_function(bank, compressor)
+        check_key_function(bank, perceiver)
         self.bank = bank
-        self.compressor = compressor
+        self.perceiver = perceiver
         self.k = k
         self.slots = slots
         self.index: Index = index or KeyIndex(bank, device, engine=engine, recall=recall)
@@ -103,9 +104,9 @@ class Retriever:
         recall: float = RECALL,
         index: Index | None = None,
     ) -> Retriever:
-        """A retriever with the compressor that lies in the bank's own folder."""
+        """A retriever with the Perceiver that lies in the bank's own folder."""
         return cls(
-            bank, load_compressor(bank), k,
+            bank, load_perceiver(bank), k,
             slots=slots, device=device, engine=engine, recall=recall, index=index,
         )  # fmt: skip
 
@@ -119,9 +120,9 @@ class Retriever:
         return getattr(self.index, "settings", {})
 
     @property
-    def key_function(self) -> AnyKeyFunction:
+    def key_function(self) -> KeyFunction:
         """What makes queries: the function that made the bank's keys."""
-        return self.compressor.key_function
+        return self.perceiver.key_function
 
     def retrieve(
         self,
@@ -172,7 +173,7 @@ class Retriever:
                 raise ConfigError("searching by image needs the vision encoder, or its features")
             check_encoder(self.bank, vision.hash)
             features = vision.encode([image])[0]
-        ids = None if text is None else self.compressor.query_ids([text])
+        ids = None if text is None else self.perceiver.query_ids([text])
         queries = self.key_function.keys(None if features is None else features[None], ids)
         k = self.k if k is None else k
         one = None if exclude is None else [exclude]

@@ -11,33 +11,15 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tinyalign.errors import ModelError
+from tinyalign.model.backbones.efficientnet_lite_config import (
+    IMAGE_SIZES,
+    EfficientNetLiteConfig,
+)
 from tinyalign.model.backbones.packaged_weights import packaged_file
-
-# Sizes in pixels that the published weights were trained at.
-IMAGE_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
-
-
-class EfficientNetLiteConfig(PreTrainedConfig):
-    """`variant` "lite0" to "lite4"; the last map is pooled to `pool_grid` x `pool_grid` tokens."""
-
-    model_type = "efficientnet_lite"
-
-    variant: str = "lite2"
-    image_size: int = 260
-    hidden_size: int = 1280
-    pool_grid: int = 5
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        if self.variant not in IMAGE_SIZES:
-            raise ModelError(
-                f"Unknown EfficientNet-Lite variant {self.variant!r}; known: "
-                f"{', '.join(IMAGE_SIZES)}."
-            )
 
 
 class EfficientNetLiteModel(PreTrainedModel):

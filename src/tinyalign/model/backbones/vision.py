@@ -152,15 +152,6 @@ def vision_dims(
     return features.shape[1], features.shape[2]
 
 
-def feature_width(config: PreTrainedConfig, layer: Layer = -1) -> int:
-    """Width D of the features of `layer`: the hidden size times the number of layers taken."""
-    sizes = getattr(config, "hidden_sizes", None)
-    hidden = getattr(config, "hidden_size", None) or (sizes[-1] if sizes else None)
-    if hidden is None:
-        raise ModelError(f"The vision config {config.model_type!r} states no hidden size.")
-    return hidden * (1 if isinstance(layer, int) else len(layer))
-
-
 def pooled(features: Tensor) -> Tensor:
     """(B, n, D) -> (B, D): the mean over tokens."""
     return features.mean(dim=1)

@@ -1,4 +1,8 @@
-"""Connectors: vision features X_V (B, n, D) -> image tokens H_V (B, m, d) for the LLM.
+"""Image connectors: vision features X_V (B, n, D) -> image tokens H_V (B, m, d) for the LLM.
+
+A model keeps its image connector as `multi_modal_projector`, the name that it has in LLaVA and in
+all of transformers that looks for one; the recipe calls its form `model.connector`. A new form is
+registered by name (`model.forms`).
 
 Every connector draws its own weights in `reset_parameters`, with outputs of root mean square
 `token_rms` (that of the LLM's token embeddings) for inputs of unit size. Real inputs differ from
@@ -8,7 +12,6 @@ unit size; `match_scale` corrects for that once, from one example.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from tinyalign.errors import ConfigError, ModelError
+from tinyalign.model.forms import IMAGE_CONNECTORS
 
 if TYPE_CHECKING:
     from tinyalign.model.configuration import TinyAlignConfig
@@ -193,17 +197,9 @@ class PixelShuffleConnector(nn.Module):
         return self.output(blocks)
 
 
-CONNECTORS: dict[str, Callable[..., Any]] = {
-    "linear": LinearConnector,
-    "mlp2x_gelu": MLPConnector,
-    "resampler": Resampler,
-    "pixel_shuffle": PixelShuffleConnector,
-}
-
-
 def build_connector(config: TinyAlignConfig) -> Any:
     """The connector that `config.connector` names, with `config.connector_args`."""
-    make = CONNECTORS[config.connector]
+    make = IMAGE_CONNECTORS[config.connector]
     try:
         return make(
             config.vision_width,

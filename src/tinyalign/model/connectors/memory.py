@@ -7,10 +7,10 @@ A fusion form is one small module. To add one: write a class with
     n_tokens(config) -> int                   static: tokens it gives
     forward(values, mask, scores) -> tokens   (B, k, L, w), (B, k) bool, (B, k) -> (B, T, d)
 
-and name it in FUSIONS. Values of absent memories arrive as zeros, so the biases of a form are what
-the LLM sees where there is no memory. A form with `skip` (a `LatentSkip`) and `mlp` can be started
-in closed form by `MemoryConnector.start_linear_skip`, one with `words` (a `WordSkip`) by
-`start_word_skip`.
+and register it by name (`model.forms.register_fusion`). Values of absent memories arrive as zeros,
+so the biases of a form are what the LLM sees where there is no memory. A form with `skip` (a
+`LatentSkip`) and `mlp` can be started in closed form by `MemoryConnector.start_linear_skip`, one
+with `words` (a `WordSkip`) by `start_word_skip`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import initialization as init
 
 from tinyalign.errors import ConfigError, ModelError
 from tinyalign.model.connectors.image import MLPConnector
+from tinyalign.model.forms import FUSIONS
 
 if TYPE_CHECKING:
     from tinyalign.model.configuration import TinyAlignConfig
@@ -213,9 +214,6 @@ class SequenceFusion(nn.Module):
         return torch.cat([tokens, prompt] if self.prompt_last else [prompt, tokens], dim=1)
 
 
-FUSIONS: dict[str, Any] = {"width": WidthFusion, "sequence": SequenceFusion}
-
-
 def _check_args(config: TinyAlignConfig) -> None:
     """ConfigError for arguments that the fusion form does not have."""
     parameters = inspect.signature(FUSIONS[config.memory_fusion]).parameters
@@ -225,9 +223,9 @@ def _check_args(config: TinyAlignConfig) -> None:
     unknown = [name for name in config.memory_fusion_args or {} if name not in known]
     if unknown:
         raise ConfigError(
-            f"memory.fusion_args (memory_fusion_args) holds {', '.join(map(repr, unknown))}, "
+            f"memory.fusion.args (memory_fusion_args) holds {', '.join(map(repr, unknown))}, "
             f"which fusion {config.memory_fusion!r} does not know; it knows "
-            f"{', '.join(map(repr, known)) or 'none'}. `--memory.fusion_args {{}}` clears them"
+            f"{', '.join(map(repr, known)) or 'none'}. `--memory.fusion.args {{}}` clears them"
         )
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Samples in one row that do not see each other."""

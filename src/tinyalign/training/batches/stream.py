@@ -25,13 +25,13 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, first_few
 from tinyalign.log import quiet
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import load_compressor
+from tinyalign.memory.perceiver import load_perceiver
 from tinyalign.memory.search.index import KeyIndex
 from tinyalign.memory.search.neighbours import NeighbourTable
 from tinyalign.training.batches.dataset import Neighbours, TrainingDataset
 from tinyalign.training.caches.features import Features
-from tinyalign.training.prepare_memory import query_keys
-from tinyalign.training.recipe.recipe import MemoryArgs
+from tinyalign.training.caches.query_keys import query_keys
+from tinyalign.training.recipe.memory import MemoryArgs
 
 BLOCK = 256
 """Samples prepared at a time."""
@@ -162,23 +162,19 @@ class BlockSearch:
 
     def __init__(self, bank: MemoryBank, memory: MemoryArgs) -> None:
         self.bank, self.memory = bank, memory
-        self.compressor = load_compressor(bank)
+        self.perceiver = load_perceiver(bank)
         self.index = KeyIndex(bank, "cpu", engine="exact")
 
     def __call__(self, samples: Sequence[Sample], features: Features, number: int) -> Neighbours:
         """Rows and scores for each sample of block `number`; its own entries are excluded."""
         hashes = features.image_hashes()
         instructions = [sample.instruction for sample in samples]
-        queries = query_keys(self.compressor, features, instructions, hashes)
+        queries = query_keys(self.perceiver, features, instructions, hashes)
         ids = [sample.id for sample in samples]
         k = max(self.memory.neighbours, self.memory.k)
         table = NeighbourTable.build(self.bank, queries, ids, hashes, k, index=self.index)
         seed = self.memory.seed * 1_000_003 + number
-        if self.memory.control == "random_neighbours":
-            table = table.random(seed)
-        elif self.memory.control == "shuffled_values":
-            table = table.shuffled(seed)
-        return Neighbours(self.bank, table, self.memory.k)
+        return Neighbours(self.bank, table.under(self.memory.control, seed), self.memory.k)
 
 
 def part_of_launch() -> Part:

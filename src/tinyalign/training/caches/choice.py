@@ -1,6 +1,6 @@
 """From `data.cache` to the source of a run's features; "auto" is decided once a run.
 
-The choice is noted in the run folder: both stages, every process and a resumed run use the same.
+The choice is noted in a file of the run: both stages, every process and a resumed run use the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tinyalign.training.caches.plan import (
     measure,
     plan_cache,
 )
-from tinyalign.training.recipe.recipe import DataSource, Recipe
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import open_source
 from tinyalign.training.recipe.stage import StageArgs
-from tinyalign.training.run_folder import CACHE_NOTE
 
 ASKED = 64
 """Images that are asked for in an index, to estimate the share that is there."""
@@ -52,21 +52,18 @@ def feature_source(
 
 
 def choose_source(
-    recipe: Recipe, run_folder: Path, cache_folder: Path, encoder: VisionEncoder
+    recipe: Recipe, note: Path, cache_folder: Path, encoder: VisionEncoder
 ) -> FeatureSource:
-    """The source that `data.cache` names; "auto" as noted in the run folder, or decided now."""
+    """The source that `data.cache` names; "auto" as the file `note` has it, or decided now."""
     kind = recipe.data.cache
     if kind == "auto":
-        kind = _decided(recipe, run_folder, cache_folder, encoder)
+        kind = _decided(recipe, note, cache_folder, encoder)
     return feature_source(kind, cache_folder, encoder, recipe)
 
 
-def _decided(
-    recipe: Recipe, run_folder: Path, cache_folder: Path, encoder: VisionEncoder
-) -> CacheKind:
-    note = run_folder / CACHE_NOTE
-    run_folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_folder / f"{CACHE_NOTE}.lock"):
+def _decided(recipe: Recipe, note: Path, cache_folder: Path, encoder: VisionEncoder) -> CacheKind:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(note.with_name(f"{note.name}.lock")):
         if note.is_file():
             return json.loads(note.read_text(encoding="utf-8"))["chosen"]
         plan = plan_run(recipe, cache_folder, encoder)

@@ -18,21 +18,24 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError, DataError
 from tinyalign.memory.bank.coding import KeyCoding, ValueCoding
 from tinyalign.memory.keys.aligned import DIM
-from tinyalign.model.perceiver import PerceiverCompressorConfig
+from tinyalign.memory.keys.fitting import IMAGE_WIDTH, TEXT_WIDTH
+from tinyalign.model.device import choose_device
+from tinyalign.model.perceiver import PerceiverNetworkConfig
 from tinyalign.training.caches.features import STORED, default_cache_folder
 from tinyalign.training.caches.plan import free_bytes
 from tinyalign.training.estimate.meta_model import Outline, outline
 from tinyalign.training.estimate.stage_ram import Batch, StepMemory, step_memory
 from tinyalign.training.loop.arguments import planned_steps
 from tinyalign.training.metering.flops import model_flops
-from tinyalign.training.perceiver.fit_keys import IMAGE_WIDTH, TEXT_WIDTH
-from tinyalign.training.recipe.recipe import DataSource, MemoryArgs, Recipe
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import memory_samples, open_source
 from tinyalign.training.recipe.stage import StageArgs
-from tinyalign.training.run_folder import Stage
 from tinyalign.training.weights.adapters import linear_weights
 from tinyalign.training.weights.freeze import freeze
-from tinyalign.training.weights.models import attention, choose_device
+from tinyalign.training.weights.models import attention
+from tinyalign.vocabulary import Stage
 
 CHARACTERS_A_TOKEN = 4.0
 """Where the LLM's tokenizer is not on this disk."""
@@ -335,9 +338,11 @@ def _text_tokens(amounts: Amounts) -> float | None:
 def _memory_sizes(recipe: Recipe, feature_width: int, samples: int | None) -> list[Size]:
     memory = recipe.memory
     entries = _entries(recipe)
-    keys = KeyCoding(memory.keys_dtype, key_width(memory, feature_width)).record.itemsize
-    shape = PerceiverCompressorConfig()
-    record = ValueCoding(memory.values_dtype, shape.num_latents, shape.d_latents).record.itemsize
+    keys = KeyCoding(memory.bank.keys_dtype, key_width(memory, feature_width)).record.itemsize
+    shape = PerceiverNetworkConfig()
+    record = ValueCoding(
+        memory.bank.values_dtype, shape.num_latents, shape.d_latents
+    ).record.itemsize
     columns = max(memory.neighbours, memory.k)
     told = "entries" if entries is None else f"{entries:,} entries"
     return [
@@ -348,12 +353,13 @@ def _memory_sizes(recipe: Recipe, feature_width: int, samples: int | None) -> li
 
 def key_width(memory: MemoryArgs, feature_width: int) -> int:
     """d_k of a recipe's key function; of an aligned one at most, as a small corpus has less."""
-    if memory.key == "aligned":
-        return min(DIM, memory.compress.vocab_size)
-    if memory.key == "attention":
+    if memory.key.kind == "aligned":
+        return min(DIM, memory.perceiver.vocab_size)
+    if memory.key.kind == "attention":
         return feature_width
     image, text = min(IMAGE_WIDTH, feature_width), TEXT_WIDTH
-    return image if memory.alpha == 1.0 else text if memory.alpha == 0.0 else image + text
+    alpha = memory.key.alpha
+    return image if alpha == 1.0 else text if alpha == 0.0 else image + text
 
 
 def _entries(recipe: Recipe) -> int | None:
@@ -361,7 +367,7 @@ def _entries(recipe: Recipe) -> int | None:
     try:
         return len(memory_samples(recipe.memory, recipe.data.pretrain))
     except DataError:
-        return recipe.memory.entries
+        return recipe.memory.bank.entries
 
 
 def _sum(values: Sequence[float | None]) -> int | None:

@@ -1,6 +1,7 @@
 """A recipe's model without its numbers: shapes alone, on torch's meta device, nothing downloaded.
 
-Configs come from folders, from the hub's cache on this disk, or from the table in `model.backbones.public_models`.
+Configs come from folders, from the hub's cache on this disk, or from the table in
+`model.backbones.public_models`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def outline(recipe: Recipe) -> Outline:
             vision_config=tower_config,
             text_config=text,
             memory_k=recipe.memory.k,
-            memory_fusion=recipe.memory.fusion,
+            memory_fusion=recipe.memory.fusion.form,
             vision_feature_layer=args.vision_feature_layer,
             vision_feature_select=args.vision_feature_select,
             connector=args.connector,

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyalign.model.head_loss import CrossEntropy, rows_of_chunk
+from tinyalign.model.head_loss import rows_of_chunk
 from tinyalign.training.weights.freeze import Part, parts_of
+from tinyalign.vocabulary import CrossEntropy
 
 ADAMW_STATES = 2
 STEP_BYTES = 4

@@ -9,14 +9,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tinyalign.log import Advance, logger
-from tinyalign.training.metering.throughput import Meter, Work
+from tinyalign.training.metering.throughput import Meter
+from tinyalign.training.metering.work import Work
+from tinyalign.training.recipe.stage import evaluation_steps
 
 LINES = 20  # log lines in a stage
-
-
-def evaluation_steps(fractions: list[float], steps: int) -> set[int]:
-    """The steps at which shares of a stage of `steps` steps are reached; 0 is before the first."""
-    return {max(1, round(share * steps)) if share else 0 for share in fractions}
 
 
 class EvaluateAt(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
-
-if TYPE_CHECKING:
-    from tinyalign.training.loop.trainer import TinyAlignTrainer
+from tinyalign.training.batches.micro_batches import Items, MicroBatches
+from tinyalign.training.recipe.stage import StageArgs
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+class Rehearses(Protocol):
+    """What a rehearsal needs of a trainer."""
+
+    args: TrainingArguments
+    stage: StageArgs
+    model_wrapped: Any
+    optimizer: Any
+    data_collator: Any
+    is_deepspeed_enabled: bool
+
+    @property
+    def items(self) -> Items: ...
+
+    def micro_batches(self) -> MicroBatches: ...
+
+    def rehearse(self, batch: dict[str, Any]) -> None: ...
 
 
 class Rehearsal(TrainerCallback):
@@ -28,7 +45,7 @@ class Rehearsal(TrainerCallback):
     the bit. On a GPU, room is held for the optimiser's states meanwhile.
     """
 
-    def __init__(self, trainer: TinyAlignTrainer) -> None:
+    def __init__(self, trainer: Rehearses) -> None:
         self.trainer = trainer
 
     def on_train_begin(
@@ -86,7 +103,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def room_for_optimizer(trainer: TinyAlignTrainer) -> Iterator[None]:
+def room_for_optimizer(trainer: Rehearses) -> Iterator[None]:
     """Hold the memory of AdamW's two moments, which the first step will ask for, on a GPU."""
     optimizer = trainer.optimizer
     held = []

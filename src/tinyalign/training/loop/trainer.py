@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from tinyalign.errors import ConfigError
-from tinyalign.model.head_loss import CrossEntropy
 from tinyalign.training.batches.dataset import TrainingDataset
 from tinyalign.training.batches.evaluation import EvaluationBatches
 from tinyalign.training.batches.memory_dropout import kept_memories
@@ -35,11 +34,13 @@ from tinyalign.training.loop.rehearsal import Rehearsal
 from tinyalign.training.machine.launch import gather
 from tinyalign.training.machine.sharding import name_layers, shard_on_cpu
 from tinyalign.training.metering.metrics_log import MetricsCallback, MetricsLog
-from tinyalign.training.metering.throughput import Meter, Work, work_of
+from tinyalign.training.metering.throughput import Meter
+from tinyalign.training.metering.work import Work, work_of
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.weights.checkpoints import ASIDE, clear_aside, publish
 from tinyalign.training.weights.ema import AveragedWeights
 from tinyalign.training.weights.freeze import frozen_modules, part_of_parameters
+from tinyalign.vocabulary import CrossEntropy
 
 NOT_FOR_FORWARD = ("index", "n_padding", "n_supervised", "slot")
 

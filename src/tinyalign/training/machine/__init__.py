@@ -1,1 +1,1 @@
-""""""
+"""What processes and devices can do: launches, precision, sharding, compiling, RAM."""

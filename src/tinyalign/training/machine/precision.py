@@ -16,7 +16,7 @@ import torch
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
 from tinyalign.training.machine.launch import zero_on_cpu
-from tinyalign.training.recipe.recipe import ModelArgs
+from tinyalign.training.recipe.model import ModelArgs
 
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from tinyalign.training.metering.throughput import Work
+from tinyalign.training.metering.work import Work
 
 FROZEN, TRAINED = 4, 6  # FLOP a parameter and token, forward and backward
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from tinyalign.errors import ConfigError
 from tinyalign.training.recipe.recipe import Recipe, Tracker
-from tinyalign.training.run_folder import Stage
+from tinyalign.vocabulary import Stage
 
 PROJECT = "tinyalign"
 OFFLINE = "or set WANDB_MODE=offline to keep the curves on this machine"

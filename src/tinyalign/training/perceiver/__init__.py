@@ -1,1 +1,1 @@
-""""""
+"""Training the Perceiver, fitting key functions, and the closed form from latents to words."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinyalign.errors import ConfigError
 from tinyalign.memory.bank.bank import MemoryBank
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.training.perceiver.text_loss import text_targets
 
 LAMBDA = 1e-2
@@ -32,7 +32,7 @@ class ClosedForm:
 
 
 def token_table(tokenizer: Tokenizer, llm_tokenizer: Any, embeddings: Tensor) -> Tensor:
-    """(V, d) float32: for each token of the compressor the LLM's embedding of the same string.
+    """(V, d) float32: for each token of the Perceiver the LLM's embedding of the same string.
 
     The mean over the LLM's tokens where it needs several; zeros for what is no text by itself
     (padding, parts of a character).
@@ -49,7 +49,7 @@ def token_table(tokenizer: Tokenizer, llm_tokenizer: Any, embeddings: Tensor) ->
 
 
 def closed_form_skip(
-    bank: MemoryBank, compressor: Compressor, llm_tokenizer: Any, embeddings: Tensor
+    bank: MemoryBank, perceiver: Perceiver, llm_tokenizer: Any, embeddings: Tensor
 ) -> ClosedForm:
     """Ridge regressions from the bank's values to the embeddings of their texts.
 
@@ -59,9 +59,9 @@ def closed_form_skip(
     """
     rows = torch.from_numpy(bank.live[:: max(1, -(-len(bank) // MOST_ENTRIES))])
     values = bank.gather(rows)  # (N, 32, 96)
-    ids = compressor.encode_text([bank.texts[i] for i in rows.tolist()])[0]
-    table = token_table(compressor.tokenizer, llm_tokenizer, embeddings.detach())
-    n_latents = compressor.perceiver.config.n_text_latents
+    ids = perceiver.encode_text([bank.texts[i] for i in rows.tolist()])[0]
+    table = token_table(perceiver.tokenizer, llm_tokenizer, embeddings.detach())
+    n_latents = perceiver.network.config.n_text_latents
     targets = text_targets(ids, n_latents)
     spoken = table[targets.token].square().sum(dim=1) > 0  # tokens that are text by themselves
     wanted = torch.zeros(len(rows), n_latents, table.shape[1])

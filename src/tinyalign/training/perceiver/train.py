@@ -22,18 +22,18 @@ from tinyalign.errors import ConfigError
 from tinyalign.hashing import hash_bytes
 from tinyalign.log import logger, progress
 from tinyalign.memory.keys.text import PAD_ID, normalise
-from tinyalign.memory.perceiver import Compressor, train_tokenizer
-from tinyalign.model.perceiver import PerceiverCompressor, PerceiverCompressorConfig
+from tinyalign.memory.perceiver import Perceiver, train_tokenizer
+from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 from tinyalign.training.caches.features import Features
 from tinyalign.training.perceiver.fit_keys import fit_key_function
 from tinyalign.training.perceiver.text_loss import TextScore, silence_loss, text_loss, text_targets
-from tinyalign.training.recipe.recipe import CompressArgs, KeyKind
+from tinyalign.training.recipe.memory import PerceiverTraining
 
 REPORT = "report.json"
 
 
 @dataclass
-class Standard:
+class FeatureStatistics:
     """Channel means and spreads of the corpus, float32: of tokens, and of pooled features (D,)."""
 
     pooled_mean: Tensor
@@ -43,18 +43,18 @@ class Standard:
     normed_std: Tensor
 
 
-def train_compressor(
+def train_perceiver(
     samples: Sequence[Sample],
     features: Features,
     out: str | Path,
-    args: CompressArgs | None = None,
+    args: PerceiverTraining | None = None,
     *,
-    key: KeyKind = "pooled",
+    key: str = "pooled",
     alpha: float = 0.4,
     seed: int = 0,
     device: str | torch.device = "cpu",
     trained: bool = True,
-) -> Compressor:
+) -> Perceiver:
     """Train tokenizer, Perceiver and key function on pairs; write them and a report into `out`.
 
     features: of the same samples, with one image or more each. Samples without an image or with
@@ -64,18 +64,18 @@ def train_compressor(
 
     Raises ConfigError when fewer than two images are left to learn from and to measure on.
     """
-    args = args or CompressArgs()
+    args = args or PerceiverTraining()
     torch.manual_seed(seed)
     usable = [i for i in features.usable() if features.rows[i]]
     train, held_out = split_by_image(features, usable, args)
     texts = [samples[i].text for i in usable]
     tokenizer = train_tokenizer(texts, args.vocab_size)
     standard = _measure(features, usable)
-    perceiver = start_perceiver(features, tokenizer, standard, args)
-    perceiver.to(torch.device(device))  # type: ignore[arg-type]
+    network = start_perceiver(features, tokenizer, standard, args)
+    network.to(torch.device(device))  # type: ignore[arg-type]
     key_function = fit_key_function(samples, features, usable, tokenizer, key, alpha)
-    compressor = Compressor(perceiver, tokenizer, key_function)
-    trainer = _Training(compressor, samples, features, standard, args, torch.device(device))
+    perceiver = Perceiver(network, tokenizer, key_function)
+    trainer = _Training(perceiver, samples, features, standard, args, torch.device(device))
     started = time.monotonic()
     steps = trainer.run(train, seed) if trained else 0
     report = {
@@ -87,16 +87,16 @@ def train_compressor(
         "seed": seed,
         **trainer.report(held_out),
     }
-    _fold_standard(perceiver, standard)
-    compressor.to("cpu")
-    compressor.save(out)
+    _fold_standard(network, standard)
+    perceiver.to("cpu")
+    perceiver.save(out)
     (Path(out) / REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
     _tell(report)
-    return compressor
+    return perceiver
 
 
 def split_by_image(
-    features: Features, usable: Sequence[int], args: CompressArgs
+    features: Features, usable: Sequence[int], args: PerceiverTraining
 ) -> tuple[list[int], list[int]]:
     """(train, held-out) sample indices; all texts of an image fall on the same side.
 
@@ -115,7 +115,7 @@ def split_by_image(
     return train, [i for i in usable if hashes[i] in kept]
 
 
-def _measure(features: Features, usable: Sequence[int], limit: int = 2000) -> Standard:
+def _measure(features: Features, usable: Sequence[int], limit: int = 2000) -> FeatureStatistics:
     rows = list(dict.fromkeys(features.rows[i][-1] for i in usable))
     rows = rows[:: max(1, len(rows) // limit)]
     width, count = features.source.row_shape[1], 0
@@ -132,43 +132,43 @@ def _measure(features: Features, usable: Sequence[int], limit: int = 2000) -> St
     mean = total / count
     spread = (square / count - mean.square()).clamp(min=0).sqrt()
     pooled_std = means.std(dim=0, unbiased=False)
-    return Standard(
+    return FeatureStatistics(
         means.mean(dim=0), pooled_std + 1e-3 * pooled_std.mean() + 1e-6,
         mean.float(), spread.float() + 1e-3,
     )  # fmt: skip
 
 
 def start_perceiver(
-    features: Features, tokenizer: Tokenizer, standard: Standard, args: CompressArgs
-) -> PerceiverCompressor:
+    features: Features, tokenizer: Tokenizer, standard: FeatureStatistics, args: PerceiverTraining
+) -> PerceiverNetwork:
     """A Perceiver at its first weights, from torch's global generator.
 
     Positions and latents start at N(0, 1): at the usual 0.02 all positions look alike, and one
     epoch ends at 40 % token accuracy instead of 98 %.
     """
     n_tokens, width = features.source.row_shape
-    config = PerceiverCompressorConfig(
+    config = PerceiverNetworkConfig(
         input_mode=args.input_mode,
         feature_dim=width,
         max_image_tokens=n_tokens,
         vocab_size=max(tokenizer.get_vocab_size(), 1),
         max_text_tokens=args.max_text_tokens,
     )
-    perceiver = PerceiverCompressor(config)
+    network = PerceiverNetwork(config)
     with torch.no_grad():
         for table in (
-            perceiver.token_embedding.weight,
-            perceiver.text_position.weight,
-            perceiver.image_position.weight,
-            perceiver.trunk.embeddings.latents,
+            network.token_embedding.weight,
+            network.text_position.weight,
+            network.image_position.weight,
+            network.trunk.embeddings.latents,
         ):
             nn.init.normal_(table)
-        for layer in (perceiver.image_projection, perceiver.text_head, perceiver.image_head):
+        for layer in (network.image_projection, network.text_head, network.image_head):
             layer.reset_parameters()
-        if isinstance(perceiver.image_norm, nn.LayerNorm):
-            perceiver.image_norm.weight.copy_(1 / standard.normed_std)
-            perceiver.image_norm.bias.copy_(-standard.normed_mean / standard.normed_std)
-    return perceiver
+        if isinstance(network.image_norm, nn.LayerNorm):
+            network.image_norm.weight.copy_(1 / standard.normed_std)
+            network.image_norm.bias.copy_(-standard.normed_mean / standard.normed_std)
+    return network
 
 
 class _Training:
@@ -176,14 +176,14 @@ class _Training:
 
     def __init__(
         self,
-        compressor: Compressor,
+        perceiver: Perceiver,
         samples: Sequence[Sample],
         features: Features,
-        standard: Standard,
-        args: CompressArgs,
+        standard: FeatureStatistics,
+        args: PerceiverTraining,
         device: torch.device,
     ) -> None:
-        self.compressor, self.perceiver = compressor, compressor.perceiver
+        self.perceiver, self.network = perceiver, perceiver.network
         self.samples, self.features, self.args, self.device = samples, features, args, device
         self.mean = standard.pooled_mean.to(device)
         self.std = standard.pooled_std.to(device)
@@ -198,13 +198,13 @@ class _Training:
     def run(self, train: list[int], seed: int) -> int:
         """Train; returns the number of steps."""
         args, steps = self.args, self.n_steps(len(train))
-        params = list(self.perceiver.parameters())
+        params = list(self.network.parameters())
         optimizer = torch.optim.AdamW(params, args.learning_rate, weight_decay=args.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, args.learning_rate, total_steps=max(steps, 2), pct_start=0.1
         )
         logger.info("perceiver: %d steps of %d pairs, of %d", steps, args.batch_size, len(train))
-        self.perceiver.train()
+        self.network.train()
         self.generator.manual_seed(seed)
         batches = _batches(train, args.batch_size, seed)
         with progress("Training the Perceiver", steps) as advance:
@@ -218,16 +218,16 @@ class _Training:
                 if step % 100 == 0 or step == steps - 1:
                     logger.info("perceiver: step %d text %.3f image %.3f", step, text, image)
                 advance(1)
-        self.perceiver.eval()
+        self.network.eval()
         return steps
 
     def texts(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(text ids (B, L), mask (B, L)); some texts are random words where the settings say so."""
-        ids, mask = self.compressor.encode_text([self.samples[i].text for i in indices])
+        ids, mask = self.perceiver.encode_text([self.samples[i].text for i in indices])
         if not self.args.random_texts:
             return ids, mask
         chosen = torch.rand(len(ids), 1, generator=self.generator) < self.args.random_texts
-        words = self.perceiver.config.vocab_size
+        words = self.network.config.vocab_size
         drawn = torch.randint(PAD_ID + 1, words, ids.shape, generator=self.generator)
         return torch.where(chosen & mask.bool(), drawn, ids), mask
 
@@ -237,9 +237,9 @@ class _Training:
         inputs: dict[str, Tensor] = {"image_features": features}
         if self.args.input_mode == "pixels":
             images = [load_image(self.samples[i].images[-1]) for i in indices]
-            inputs = {"pixel_values": self.compressor.pixels(images).to(self.device)}
+            inputs = {"pixel_values": self.perceiver.pixels(images).to(self.device)}
         with torch.autocast(self.device.type, torch.bfloat16):
-            latents = self.perceiver(ids.to(self.device), mask.to(self.device), **inputs)
+            latents = self.network(ids.to(self.device), mask.to(self.device), **inputs)
         pooled = (features.mean(dim=1) - self.mean) / self.std
         return latents.float(), pooled
 
@@ -247,31 +247,31 @@ class _Training:
         """(loss, text part, image part) of a batch."""
         ids, mask = self.texts(indices)
         latents, pooled = self.latents(indices, ids, mask)
-        targets = text_targets(ids, self.perceiver.config.n_text_latents)
-        logits = self.perceiver.text_logits(latents)
+        targets = text_targets(ids, self.network.config.n_text_latents)
+        logits = self.network.text_logits(latents)
         text = text_loss(logits, _on(targets, self.device))
         if self.args.silence:
             text = text + silence_loss(logits, mask.to(self.device))
-        image = nn.functional.mse_loss(self.perceiver.image_readout(latents), pooled)
+        image = nn.functional.mse_loss(self.network.image_readout(latents), pooled)
         return text + self.args.image_weight * image, text.item(), image.item()
 
     @torch.no_grad()
     def report(self, held_out: Sequence[int]) -> dict[str, object]:
         """What can be read back from the latents of pairs whose images were not trained on."""
         score, squared, total = TextScore(), 0.0, 0.0
-        room = self.perceiver.config.n_text_latents
-        rows = self.compressor.tokenizer.encode_batch(
+        room = self.network.config.n_text_latents
+        rows = self.perceiver.tokenizer.encode_batch(
             [normalise(self.samples[i].text) for i in held_out]
         )
         n_tokens = [len(row.ids) for row in rows]
         distinct = len({self.features.rows[i][-1] for i in held_out})
         for start in range(0, len(held_out), self.args.batch_size):
             batch = held_out[start : start + self.args.batch_size]
-            ids, mask = self.compressor.encode_text([self.samples[i].text for i in batch])
+            ids, mask = self.perceiver.encode_text([self.samples[i].text for i in batch])
             latents, pooled = self.latents(batch, ids, mask)
             targets = _on(text_targets(ids, room), self.device)
-            score.add(self.perceiver.text_logits(latents), targets)
-            squared += (self.perceiver.image_readout(latents) - pooled).square().sum().item()
+            score.add(self.network.text_logits(latents), targets)
+            squared += (self.network.image_readout(latents) - pooled).square().sum().item()
             total += (pooled - pooled.mean(dim=0)).square().sum().item()
         share = 1 / max(1, len(n_tokens))
         return {
@@ -299,9 +299,9 @@ def _batches(indices: list[int], batch_size: int, seed: int) -> Iterator[list[in
             yield [indices[i] for i in order[start : start + size]]
 
 
-def _fold_standard(perceiver: PerceiverCompressor, standard: Standard) -> None:
+def _fold_standard(network: PerceiverNetwork, standard: FeatureStatistics) -> None:
     """Put the standardisation into the image read-out, which then gives plain pooled features."""
-    head = perceiver.image_head
+    head = network.image_head
     std = standard.pooled_std.to(head.weight.device)
     with torch.no_grad():
         head.weight.mul_(std[:, None])

@@ -12,7 +12,10 @@ from typing import Any
 import yaml
 
 from tinyalign.errors import ConfigError, TinyAlignError
+from tinyalign.log import logger
+from tinyalign.training.recipe.old_names import option_with_new_name, with_new_names
 from tinyalign.training.recipe.recipe import Recipe
+from tinyalign.training.recipe.without_effect import without_effect
 
 
 def shipped_recipes() -> list[str]:
@@ -73,14 +76,15 @@ def load_recipe(
     """
     if isinstance(overrides, Mapping):
         overrides = [f"--{name}={_as_option(value)}" for name, value in overrides.items()]
-    arguments = [] if name_or_path is None else ["--config", str(find_recipe(name_or_path))]
+    arguments = [] if name_or_path is None else ["--config", _readable(find_recipe(name_or_path))]
     where = "recipe" if name_or_path is None else str(name_or_path)
+    options = _options(overrides)
     parser = recipe_parser()
     try:
         with redirect_stderr(io.StringIO()):
-            built = parser.instantiate_classes(parser.parse_args([*arguments, *overrides]))
+            built = parser.instantiate_classes(parser.parse_args([*arguments, *options]))
         fields = {name: value for name, value in vars(built).items() if name != "config"}
-        return Recipe(**fields)
+        recipe = Recipe(**fields)
     except TinyAlignError:
         raise
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError, KeyError, ...
@@ -88,6 +92,42 @@ def load_recipe(
         if cause is not None:
             raise cause from None
         raise ConfigError(f"{where}: {str(error).strip()}") from error
+    for line in without_effect(recipe):
+        logger.warning("%s", line)
+    return recipe
+
+
+def _readable(path: Path) -> str:
+    """A recipe's path, or, of one with names of an older version, what it says with today's."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return str(path)  # the parser words it
+    if not isinstance(settings, Mapping):
+        return str(path)
+    settings, said = with_new_names(settings)
+    if said is None:
+        return str(path)
+    logger.warning("%s: %s", path, said)
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """Overrides with the names that fields have now: `--pretrain.learning-rate` is taken too."""
+    found: list[str] = []
+    left = iter(words)
+    for word in left:
+        if not word.startswith("--"):
+            found.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        following = value if equals else next(left, None)
+        name, following, said = option_with_new_name(name, following)
+        if said is not None:
+            logger.warning("%s", said)
+        found += [f"--{name}"] if following is None else [f"--{name}={following}"]
+    return found
 
 
 def _cause(error: BaseException) -> TinyAlignError | None:

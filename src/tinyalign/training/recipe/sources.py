@@ -12,7 +12,8 @@ from tinyalign.data.readers.mixture import MixtureStream
 from tinyalign.data.readers.shards.stream import Part, Stream
 from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError
-from tinyalign.training.recipe.recipe import DataSource, MemoryArgs
+from tinyalign.training.recipe.data import DataSource
+from tinyalign.training.recipe.memory import MemoryArgs
 
 
 def check_source(source: DataSource) -> None:
@@ -88,21 +89,21 @@ def memory_samples(
 
     strict: as in `open_dataset`.
     """
-    source = memory.data or pretrain
-    if memory.captions is not None:
-        source = replace(source, captions=memory.captions)
+    source = memory.bank.data or pretrain
+    if memory.bank.captions is not None:
+        source = replace(source, captions=memory.bank.captions)
     samples = open_source(source, memory.seed, strict=strict)
-    return draw(samples, memory.entries, memory.seed)
+    return draw(samples, memory.bank.entries, memory.seed)
 
 
-def compressor_samples(
+def perceiver_samples(
     memory: MemoryArgs, pretrain: DataSource, *, strict: bool = False
 ) -> Sequence[Sample]:
     """What the Perceiver is trained on: the bank's source, with every caption of an image.
 
     strict: as in `open_dataset`.
     """
-    source = replace(memory.data or pretrain, captions="all")
+    source = replace(memory.bank.data or pretrain, captions="all")
     return open_source(source, memory.seed, strict=strict)
 
 

@@ -187,3 +187,8 @@ class StageArgs:
                 f"multiple of micro_batch_size {micro}; choose a divisor of {own}"
             )
         return micro, own // micro
+
+
+def evaluation_steps(fractions: list[float], steps: int) -> set[int]:
+    """The steps at which shares of a stage of `steps` steps are reached; 0 is before the first."""
+    return {max(1, round(share * steps)) if share else 0 for share in fractions}

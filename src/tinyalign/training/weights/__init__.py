@@ -1,1 +1,1 @@
-""""""
+"""The weights themselves: built, loaded, frozen, adapted, averaged, saved, checkpointed."""

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinyalign.errors import ConfigError
-from tinyalign.log import logger
 from tinyalign.model.build import build_model
 from tinyalign.model.modeling import TinyAlignForConditionalGeneration
 from tinyalign.model.processing import TinyAlignProcessor
-from tinyalign.training.recipe.recipe import MemoryArgs, ModelArgs, Recipe
-
-WORTH_COMPILING = 150  # steps
-
-
-def choose_device(name: str) -> torch.device:
-    """The device a recipe names; "auto" is a GPU if there is one. ConfigError without it."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError('device is "cuda" but torch finds no GPU; use "auto" or "cpu"')
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is unknown to torch; use auto, cpu or cuda") from error
+from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.model import ModelArgs
+from tinyalign.training.recipe.recipe import Recipe
 
 
 def attention(model: ModelArgs, device: torch.device) -> str | None:
@@ -48,7 +33,7 @@ def new_model(
         args.vision,
         args.language,
         k=recipe.memory.k,
-        fusion=recipe.memory.fusion,
+        fusion=recipe.memory.fusion.form,
         dtype=getattr(torch, args.dtype),
         attn_implementation=attention(args, device),
         template=args.template,
@@ -67,11 +52,11 @@ def memory_settings(memory: MemoryArgs) -> dict[str, Any]:
     if not memory.k:
         return {}
     return {
-        "memory_fusion_args": memory.fusion_args,
-        "memory_latents_used": memory.latents_used,
-        "memory_hidden_size": memory.hidden_size,
-        "memory_linear_skip": memory.linear_skip,
-        "memory_word_skip": memory.word_skip,
+        "memory_fusion_args": memory.fusion.args,
+        "memory_latents_used": memory.fusion.latents_used,
+        "memory_hidden_size": memory.fusion.hidden_size,
+        "memory_linear_skip": memory.fusion.linear_skip,
+        "memory_word_skip": memory.fusion.word_skip,
         "memory_source": "soft_prompt" if memory.control == "soft_prompt" else "bank",
     }
 
@@ -113,54 +98,3 @@ def save_model(
     """Write model and processor as `from_pretrained` reads them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def find_model(path: str | Path) -> Path:
-    """The model folder of a run folder, or of a folder that is one. ConfigError otherwise."""
-    for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ConfigError(f"{path}: no model there; expected a run folder, or one with a config.json")
-
-
-def _compiles(wanted: str, steps: int) -> bool:
-    """Whether a stage of so many steps runs compiled, as the recipe and this machine have it."""
-    if wanted == "off" or (wanted == "auto" and steps < WORTH_COMPILING):
-        return False
-    return wanted == "on" or _has_compiler()
-
-
-def compile_layers(model: TinyAlignForConditionalGeneration, wanted: str, steps: int) -> bool:
-    """Compile the LLM's layers and the loss if the recipe wants it; returns whether it did."""
-    if not _compiles(wanted, steps):
-        if wanted == "auto" and steps >= WORTH_COMPILING:
-            logger.info("compile: no C++ compiler here, so the LLM runs as it is")
-        return False
-    layers = [
-        module
-        for module in model.model.language_model.modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
-    compile_loss(model)
-    logger.info(
-        "compile: %d layers and the loss; the first steps take some 25 s longer", len(layers)
-    )
-    return True
-
-
-def compile_loss(model: TinyAlignForConditionalGeneration) -> None:
-    """Cross-entropy in two passes over the logits, without copies of them in float32."""
-    model.loss_function = torch.compile(model.loss_function, dynamic=True)
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-
-
-def undo_compile(model: TinyAlignForConditionalGeneration) -> None:
-    """Give compiled layers their own forward back, and the model its loss."""
-    vars(model).pop("_loss_function", None)
-    for module in model.model.language_model.modules():
-        vars(module).pop("forward", None)

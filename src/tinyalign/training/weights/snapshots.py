@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tinyalign.training.loop.callbacks import evaluation_steps
+from tinyalign.training.recipe.stage import evaluation_steps
 from tinyalign.training.weights.freeze import part_of_parameters
 
 CONNECTORS = ("image connector", "memory connector")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyalign.cli.evaluate_benchmark import BenchmarkOptions, about, open_benchmark
+from tinyalign.cli.evaluate.benchmark import BenchmarkOptions, about, open_benchmark
 from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 
 

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from tinyalign.cli.evaluate.options import EvaluateArgs, check_bank
 from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
 from tinyalign.errors import ConfigError, EvaluationError
-from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.data import DataSource
 
 if TYPE_CHECKING:
-    from tinyalign.cli.evaluate import EvaluateArgs
     from tinyalign.evaluation.contamination import Contamination
     from tinyalign.evaluation.lmms_eval_tasks import TaskRun
     from tinyalign.evaluation.results import Results
     from tinyalign.evaluation.running.conversations import Conversation
 
 TAKEN = (
-    "lmms_eval", "include_path", "model", "bank", "out", "resume", "memory", "k", "limit",
+    "lmms_eval", "include_path", "model", "bank", "out", "resume", "memory", "control", "k",
+    "limit",
     "batch_size", "seed", "device", "strict", "train_data", "json", "engine", "recall",
 )  # fmt: skip
 """Options that mean something here; lmms-eval's task files decide the others."""
@@ -39,6 +40,7 @@ def evaluate_lmms_eval(args: EvaluateArgs) -> int:
         args.model,
         args.bank,
         k=args.k,
+        control=args.control,
         memory=args.memory,
         batch_size=args.batch_size,
         device=args.device,
@@ -148,8 +150,7 @@ def _check(args: EvaluateArgs) -> None:
         if each.name not in TAKEN and getattr(args, each.name) != each.default:
             name = each.metadata.get("name", each.name).replace("_", "-")
             raise ConfigError(f"--{name} does not go with --lmms-eval, whose task decides it")
-    if args.bank is None and args.memory != "on":
-        raise ConfigError(f"--memory {args.memory} needs a --bank that memories come from")
+    check_bank(args)
     path = results_path(args.out)
     if args.resume and path.is_file():
         raise EvaluationError(

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tinyalign.memory.building.builder import build_bank
-from tinyalign.memory.perceiver import Compressor
+from tinyalign.memory.perceiver import Perceiver
 from tinyalign.model.backbones.vision import VisionEncoder
-from tinyalign.training.recipe.recipe import DataSource
+from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.sources import open_source
 
+from ..conftest import make_pairs
 from ..evaluation.benchmarks.official import OFFICIAL
 from ..evaluation.conftest import make_compressor, make_model
-from .conftest import make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory, tiny_vision_dir: Path, tiny
     folder = tmp_path_factory.mktemp("judged")
     pairs = open_source(DataSource(path=str(make_pairs(folder / "train", 12))), 0)
     make_pairs(folder / "dev", 9, first=50)
-    compressor: Compressor = make_compressor(list(pairs), VisionEncoder.load(tiny_vision_dir))
-    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, compressor, k=2, template="plain")
+    perceiver: Perceiver = make_compressor(list(pairs), VisionEncoder.load(tiny_vision_dir))
+    model, processor = make_model(tiny_vision_dir, tiny_llm_dir, perceiver, k=2, template="plain")
     vision = VisionEncoder.from_model(model, processor)
-    build_bank(list(pairs), vision, compressor, folder / "bank")
+    build_bank(list(pairs), vision, perceiver, folder / "bank")
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return folder

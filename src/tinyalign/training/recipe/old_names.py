@@ -1,0 +1,163 @@
+"""Settings by the names that they had before they lay in groups: read still, and told the new name.
+
+Old recipes and run folders hold `memory.fusion_args`, `memory.alpha` and so on, flat; they mean
+what they meant.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from tinyalign.lazy import renamed
+from tinyalign.vocabulary import OLD_CONTROLS
+
+T = TypeVar("T")
+
+FLAT_MEMORY: dict[str, str] = {
+    "fusion_args": "fusion.args",
+    "latents_used": "fusion.latents_used",
+    "hidden_size": "fusion.hidden_size",
+    "linear_skip": "fusion.linear_skip",
+    "closed_form": "fusion.closed_form",
+    "word_skip": "fusion.word_skip",
+    "alpha": "key.alpha",
+    "data": "bank.data",
+    "captions": "bank.captions",
+    "entries": "bank.entries",
+    "keys_dtype": "bank.keys_dtype",
+    "values_dtype": "bank.values_dtype",
+    "compressor": "perceiver.path",
+    "compress": "perceiver",
+}
+"""What lay in `memory` itself, and where it lies now."""
+WAS_ONE_SETTING = {"fusion": "fusion.form", "key": "key.kind", "bank": "bank.path"}
+"""Groups whose name was a single setting's."""
+
+
+def with_new_names(settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """A recipe as nested values, every setting under its name of today; and what to say of it.
+
+    settings: of a YAML file, a settings.json or a config.yaml, of this version or an older one.
+    """
+    found = dict(settings)
+    memory = found.get("memory")
+    if not isinstance(memory, Mapping):
+        return found, None
+    groups: dict[str, Any] = {}
+    said: list[str] = []
+    for name, value in memory.items():
+        new = _new_name(name, value)
+        if new != name:
+            said.append(f"memory.{name} is memory.{new}")
+        _put(groups, new.split("."), value)
+    control = groups.get("control")
+    if control in OLD_CONTROLS:
+        groups["control"] = OLD_CONTROLS[control]
+        said.append(f"memory.control {control} is {groups['control']}")
+    told = None
+    if said:
+        told = f"names of an older version, which will go in version 1.0: now {', '.join(said)}"
+    return found | {"memory": groups}, told
+
+
+def option_with_new_name(word: str, value: str | None) -> tuple[str, str | None, str | None]:
+    """(option, its value, what to say) for `--memory.alpha 0.2` and its like.
+
+    word: the option's name without its dashes; value: None where none follows.
+    """
+    room, _, name = word.partition(".")
+    if room != "memory" or not name:
+        return word, value, None
+    first, _, rest = name.partition(".")
+    if not rest and first in WAS_ONE_SETTING and not _is_group(value):
+        new = WAS_ONE_SETTING[first]
+    elif first in FLAT_MEMORY:
+        new = FLAT_MEMORY[first] + (f".{rest}" if rest else "")
+    elif name == "control" and value in OLD_CONTROLS:
+        now = OLD_CONTROLS[value]
+        return word, now, renamed(f"{word} {value}", now)
+    else:
+        return word, value, None
+    return f"memory.{new}", value, renamed(f"--{word}", f"--memory.{new}")
+
+
+def takes_old_names(
+    names: Mapping[str, str], groups: Mapping[str, tuple[str, type]]
+) -> Callable[[type[T]], type[T]]:
+    """Let a dataclass be made, copied and read by old names too, with a DeprecationWarning.
+
+    names: old field -> "group.field". groups: field -> the name that a plain value has in it.
+    """
+
+    def wrap(cls: type[T]) -> type[T]:
+        made: Any = cls.__init__
+
+        def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
+            old = {name: given.pop(name) for name in names if name in given}
+            for name, (inner, group) in groups.items():
+                if name in given and not isinstance(given[name], group):
+                    old[f"{name}.{inner}"] = given.pop(name)
+            made(self, *args, **given)
+            for name, value in old.items():
+                new = names.get(name, name)
+                warnings.warn(renamed(name, new), DeprecationWarning, stacklevel=2)
+                _set(self, new, value)
+            if old:
+                self.__post_init__()
+
+        def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
+            if name not in names:
+                raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+            warnings.warn(renamed(name, names[name]), DeprecationWarning, stacklevel=2)
+            value = self
+            for part in names[name].split("."):
+                value = getattr(value, part)
+            return value
+
+        __init__.__signature__ = inspect_signature(made)  # type: ignore[attr-defined]
+        __init__.__doc__ = made.__doc__
+        cls.__init__, cls.__getattr__ = __init__, __getattr__  # type: ignore[method-assign, attr-defined]
+        return cls
+
+    return wrap
+
+
+def inspect_signature(function: Any) -> Any:
+    """The signature, for whoever makes options of it."""
+    import inspect
+
+    return inspect.signature(function)
+
+
+def _new_name(name: str, value: Any) -> str:
+    if name in WAS_ONE_SETTING and not isinstance(value, Mapping):
+        return WAS_ONE_SETTING[name]
+    return FLAT_MEMORY.get(name, name)
+
+
+def _put(groups: dict[str, Any], where: list[str], value: Any) -> None:
+    *outer, last = where
+    for name in outer:
+        groups = groups.setdefault(name, {})
+    if isinstance(value, Mapping) and isinstance(groups.get(last), dict):
+        groups[last] |= value
+    else:
+        groups[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _set(holder: Any, where: str, value: Any) -> None:
+    *outer, last = where.split(".")
+    for name in outer:
+        holder = getattr(holder, name)
+    if where == "perceiver":  # settings of its training, without a path of its own
+        for name, one in vars(value).items():
+            setattr(holder.perceiver, name, one)
+    else:
+        setattr(holder, last, value)
+
+
+def _is_group(value: str | None) -> bool:
+    """Whether an option's value is a mapping in YAML."""
+    return value is not None and value.lstrip().startswith("{")
