@@ -361,8 +361,9 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         the memory of the logits; there are none in the output then (`model.head_loss`).
         segments (S, L): the batch is one packed row (1, T) of S samples; of each the places of
         its tokens, -1 behind its end (`data.collator.PackedCollator`; the LLM must have been
-        through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and position_ids
-        start at 0 in each sample, whose first label is -100. attention_mask is not used.
+        through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and
+        position_ids start at 0 in each sample, whose first label is -100. attention_mask is not
+        used.
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
         loss_arguments = {

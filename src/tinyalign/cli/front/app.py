@@ -33,7 +33,9 @@ class Verb:
 VERBS = {
     "quickstart": Verb("quickstart", "quickstart", "the whole method on small models, in minutes"),
     "data validate": Verb("data", "validate", "look for damage in a data set"),
-    "compress train": Verb("perceiver", "compress_train", "train the Perceiver that makes memories"),
+    "compress train": Verb(
+        "perceiver", "compress_train", "train the Perceiver that makes memories"
+    ),
     "bank build": Verb("bank.build", "bank_build", "turn pairs into a memory bank"),
     "bank add": Verb("bank.changes", "bank_add", "remember more pairs, or one image and text"),
     "bank update": Verb("bank.changes", "bank_update", "replace pairs by others with their ids"),
@@ -42,7 +44,9 @@ VERBS = {
     "bank compact": Verb("bank.files", "bank_compact", "free the room of removed entries"),
     "bank search": Verb("bank.look", "bank_search", "find memories by image, by text, or by both"),
     "bank info": Verb("bank.look", "bank_info", "what a bank was made of, and how large it is"),
-    "bank verify": Verb("bank.look", "bank_verify", "read every byte of a bank and name all damage"),
+    "bank verify": Verb(
+        "bank.look", "bank_verify", "read every byte of a bank and name all damage"
+    ),
     "bank log": Verb("bank.look", "bank_log", "the commits of a bank"),
     "bank audit": Verb("bank.audit", "bank_audit", "what a bank knows of evaluation data"),
     "bank export": Verb("bank.files", "bank_export", "a bank as parquet"),

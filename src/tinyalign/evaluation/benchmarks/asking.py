@@ -23,7 +23,7 @@ from tinyalign.evaluation.tasks import Scored
 
 @dataclass(frozen=True)
 class Asking:
-    """A benchmark, ready to be asked; `tinyalign.evaluation.running.runner.evaluate` takes its parts."""
+    """A benchmark, ready to be asked; `evaluation.running.runner.evaluate` takes its parts."""
 
     benchmark: Benchmark
     questions: Questions

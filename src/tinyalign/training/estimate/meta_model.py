@@ -1,6 +1,7 @@
 """A recipe's model without its numbers: shapes alone, on torch's meta device, nothing downloaded.
 
-Configs come from folders, from the hub's cache on this disk, or from the table in `model.backbones.public_models`.
+Configs come from folders, from the hub's cache on this disk, or from the table in
+`model.backbones.public_models`.
 """
 
 from __future__ import annotations
