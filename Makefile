@@ -25,7 +25,7 @@ RUN := $(VENV)/bin/python
 TINYALIGN := $(VENV)/bin/tinyalign
 endif
 
-.PHONY: help install quickstart test test-fast lint format
+.PHONY: help install quickstart test test-fast lint format dist
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make test-fast   the tests that are not slow and need neither a GPU nor a network"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make format      let ruff rewrite what it can"
+	@echo "make dist        the source archive and the wheel, in dist/"
 	@echo "make install     only the environment ($(VENV))"
 
 install: $(READY)
@@ -56,6 +57,11 @@ lint: $(READY)
 format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Without isolation: the pinned hatchling of the environment builds, and no network is needed.
+dist: $(READY)
+	rm -f dist/tinyalign_vlm-*
+	$(RUN) -m build --no-isolation
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
