@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from tinyalign.imports import install as _install
 from tinyalign.lazy import exports
-
-__version__ = "0.1.0"
+from tinyalign.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from tinyalign.data.formats import register_reader

@@ -20,7 +20,7 @@ def made(tiny_vision_dir, tiny_llm_dir, perceiver):
         tiny_vision_dir,
         tiny_llm_dir,
         k=3,
-        perceiver_config=perceiver.perceiver.config,
+        perceiver_config=perceiver.network.config,
         memory_latents_used=8,
     )
     model.config.perceiver_hash = perceiver.hash

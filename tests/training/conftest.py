@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tinyalign.training.recipe.data import DataArgs, DataSource
-from tinyalign.training.recipe.memory import MemoryArgs, PerceiverTraining
+from tinyalign.training.recipe.memory import MemoryArgs, PerceiverArgs
 from tinyalign.training.recipe.model import ModelArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
@@ -126,7 +126,7 @@ def recipe(
         ),
         memory=MemoryArgs(
             k=2,
-            compress=PerceiverTraining(
+            perceiver=PerceiverArgs(
                 min_steps=1, max_steps=2, batch_size=8, vocab_size=300, held_out=0.2
             ),
         ),

@@ -10,6 +10,7 @@ import pytest
 from tinyalign.errors import BankError, ConfigError, DataError
 from tinyalign.training.preflight import check_paths
 from tinyalign.training.recipe.data import DataSource, MixturePart
+from tinyalign.training.recipe.memory import BankArgs, PerceiverArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import LoraArgs
 from tinyalign.training.run import train
@@ -71,9 +72,12 @@ def test_a_source_of_any_kind(recipe: Recipe, no_model: None, source: DataSource
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"data": WRONG}, r"^memory\.data: wrong\.json"),
-        ({"bank": "wrong-bank"}, r"^memory\.bank: wrong-bank"),
-        ({"compressor": "wrong-perceiver"}, r"^memory\.compressor: wrong-perceiver"),
+        ({"bank": BankArgs(data=WRONG)}, r"^memory\.bank\.data: wrong\.json"),
+        ({"bank": BankArgs(path="wrong-bank")}, r"^memory\.bank\.path: wrong-bank"),
+        (
+            {"perceiver": PerceiverArgs(path="wrong-perceiver")},
+            r"^memory\.perceiver\.path: wrong-perceiver",
+        ),
     ],
 )
 def test_parts_of_the_memory(

@@ -26,6 +26,7 @@ from tinyalign.training.metering.metrics_log import STEP_KEYS, read_metrics
 from tinyalign.training.metering.throughput import MEASURES
 from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.files import load_recipe
+from tinyalign.training.recipe.memory import BankArgs, FusionArgs, KeyArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run import train
 from tinyalign.training.run_folder import RunFolder
@@ -265,7 +266,7 @@ def test_arms_share_the_image_connectors_first_weights_and_the_order_of_samples(
 
 def test_own_entries_are_never_neighbours_in_any_arm(recipe: Recipe) -> None:
     samples = open_dataset(recipe.data.pretrain.path)
-    for control in ("none", "random_neighbours", "shuffled_values", "untrained_perceiver"):
+    for control in ("none", "random", "another_sample", "untrained_perceiver"):
         dataset = shop_of(recipe, control).dataset(recipe.data.pretrain)
         assert dataset.neighbours is not None
         ids = dataset.neighbours.bank.ids
@@ -276,14 +277,14 @@ def test_own_entries_are_never_neighbours_in_any_arm(recipe: Recipe) -> None:
 def test_controls_do_what_they_say(recipe: Recipe) -> None:
     shops = {
         control: shop_of(recipe, control)
-        for control in ("none", "random_neighbours", "shuffled_values", "untrained_perceiver")
+        for control in ("none", "random", "another_sample", "untrained_perceiver")
     }
     data = {name: shop.dataset(recipe.data.pretrain) for name, shop in shops.items()}
     tables = {name: dataset.neighbours.table for name, dataset in data.items()}
     banks = {name: shop.bank for name, shop in shops.items()}
     true = tables["none"]
     # The same values, other rows for nearly every sample:
-    for control in ("random_neighbours", "shuffled_values"):
+    for control in ("random", "another_sample"):
         assert banks[control].hash == banks["none"].hash
         same = (tables[control].indices[:, :2] == true.indices[:, :2]).all(dim=1)
         assert same.float().mean() < 0.3
@@ -317,14 +318,20 @@ def test_runs_share_perceiver_bank_and_neighbours(recipe: Recipe, monkeypatch) -
 
 
 def test_the_closed_form_start_is_used(recipe: Recipe) -> None:
-    memory = replace(recipe.memory, fusion="sequence", latents_used=8, linear_skip=True)
+    memory = replace(
+        recipe.memory, fusion=FusionArgs(form="sequence", latents_used=8, linear_skip=True)
+    )
     shop = shop_of(replace(recipe, memory=memory))
     fusion = shop.model.model.memory_connector.fusion
     assert not fusion.mlp.output.weight.any()
     note = json.loads((shop.folder.path / "memory.json").read_text())
     assert note["closed_form_r2"] <= 1
     drawn = shop_of(
-        replace(recipe, memory=replace(memory, closed_form=False), output=f"{recipe.output}-b")
+        replace(
+            recipe,
+            memory=replace(memory, fusion=replace(memory.fusion, closed_form=False)),
+            output=f"{recipe.output}-b",
+        )
     )
     assert not torch.equal(
         drawn.model.model.memory_connector.fusion.skip.weight, fusion.skip.weight
@@ -332,7 +339,9 @@ def test_the_closed_form_start_is_used(recipe: Recipe) -> None:
 
 
 def test_what_the_perceiver_reads_back_goes_with_the_model(recipe: Recipe) -> None:
-    memory = replace(recipe.memory, fusion="sequence", latents_used=8, word_skip=True)
+    memory = replace(
+        recipe.memory, fusion=FusionArgs(form="sequence", latents_used=8, word_skip=True)
+    )
     result = train(replace(recipe, memory=memory))
     network = load_perceiver(MemoryBank.open(result.bank)).network
     words = TinyAlignForConditionalGeneration.from_pretrained(
@@ -345,7 +354,7 @@ def test_what_the_perceiver_reads_back_goes_with_the_model(recipe: Recipe) -> No
 
 def test_a_bank_named_in_the_recipe_is_used(recipe: Recipe, tmp_path: Path) -> None:
     bank = shop_of(recipe).bank
-    named = replace(recipe, memory=replace(recipe.memory, bank=str(bank.folder)))
+    named = replace(recipe, memory=replace(recipe.memory, bank=BankArgs(path=str(bank.folder))))
     shop = shop_of(replace(named, output=str(tmp_path / "named")))
     assert MemoryBank.open(shop.bank.folder).hash == bank.hash
 
@@ -458,7 +467,7 @@ def test_what_loader_processes_leave_out_is_listed_too(
 
 
 def test_a_bank_smaller_than_k_trains(recipe: Recipe) -> None:
-    result = train(replace(recipe, memory=replace(recipe.memory, k=5, entries=3)))
+    result = train(replace(recipe, memory=replace(recipe.memory, k=5, bank=BankArgs(entries=3))))
     assert len(MemoryBank.open(result.bank)) == 3
     assert len(steps_of(result.folder)) == 6
     assert all(line["loss"] > 0 for line in steps_of(result.folder))
@@ -476,12 +485,12 @@ def test_answers_never_reach_a_query(
     other = tmp_path / "other-answers.json"
     other.write_text(json.dumps(records))
     data = replace(recipe.data, pretrain=DataSource(str(questions)), pretrain_eval=None)
-    recipe = replace(recipe, data=data, memory=replace(recipe.memory, key=key))
+    recipe = replace(recipe, data=data, memory=replace(recipe.memory, key=KeyArgs(kind=key)))
     shop = shop_of(recipe)
     true = shop.dataset(recipe.data.pretrain).neighbours.table
     # Its own cache, so that the second table is searched and not found.
     changed = replace(data, pretrain=DataSource(str(other)), cache_folder=str(tmp_path / "cache"))
-    memory = replace(recipe.memory, bank=str(shop.bank.folder))
+    memory = replace(recipe.memory, bank=BankArgs(path=str(shop.bank.folder)))
     again = replace(recipe, data=changed, memory=memory, output=str(tmp_path / "again"))
     table = shop_of(again).dataset(again.data.pretrain).neighbours.table
     assert torch.equal(table.indices, true.indices)

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import tinyalign
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.metrics.intervals import Interval
 from tinyalign.settings import differences
+from tinyalign.version import __version__
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -124,7 +124,7 @@ class Results:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python, TinyAlign and the libraries that numbers depend on."""
-    found = {"python": platform.python_version(), "tinyalign": tinyalign.__version__}
+    found = {"python": platform.python_version(), "tinyalign": __version__}
     for name in ("torch", "transformers", "tokenizers", "numpy", "pillow"):
         try:
             found[name] = version(name)

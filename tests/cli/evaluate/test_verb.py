@@ -17,9 +17,9 @@ from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.sources import open_source
 
+from ...evaluation.benchmarks.official import OFFICIAL
+from ...evaluation.conftest import make_compressor, make_model
 from ..conftest import make_pairs
-from ..evaluation.benchmarks.official import OFFICIAL
-from ..evaluation.conftest import make_compressor, make_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.controls.retrievers import ShuffledBank
-from tinyalign.evaluation.controls.rows import ROWS, evaluate_rows, with_mode
+from tinyalign.evaluation.controls.rows import ROWS, evaluate_rows, with_control
 from tinyalign.evaluation.results import read_results
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.memory.search.retriever import Exclusion
@@ -74,7 +74,7 @@ def test_the_four_rows_are_the_four_single_runs(world: World, questions, tmp_pat
     assert modes == {"on": "on", "off": "off", "shuffled": "shuffled", "text-only": "off"}
     for row, found in rows.items():
         assert read_results(tmp_path / row) == found.results
-        retriever = with_mode(world.retriever, "off" if row == "text-only" else row)
+        retriever = with_control(world.retriever, "off" if row == "text-only" else row)
         single = evaluate(
             world.model, world.processor, questions,
             retriever=retriever, show_image=row != "text-only", **settings,

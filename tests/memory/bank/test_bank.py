@@ -44,7 +44,7 @@ def test_a_bank_holds_what_the_samples_said(bank, samples, perceiver) -> None:
 def test_the_manifest_names_every_part_it_was_made_with(bank, vision, perceiver) -> None:
     info = bank.info()
     assert info["vision_hash"] == vision.hash
-    assert info["compressor_hash"] == perceiver.hash
+    assert info["perceiver_hash"] == perceiver.hash
     assert info["key_hash"] == perceiver.key_function.hash
     assert info["alpha"] == 0.6
     assert info["count"] == 12

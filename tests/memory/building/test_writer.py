@@ -175,4 +175,4 @@ def test_values_that_fp16_cannot_hold_are_refused(number: float, tmp_path: Path)
 
 def test_the_hash_of_a_manifest_sees_every_field() -> None:
     assert replace(MANIFEST, removed=1).hash != MANIFEST.hash
-    assert replace(MANIFEST, perceiver={"a": {"bytes": 1}}).hash != MANIFEST.hash
+    assert replace(MANIFEST, compressor={"a": {"bytes": 1}}).hash != MANIFEST.hash

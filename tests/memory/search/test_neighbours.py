@@ -45,7 +45,8 @@ def test_neither_search_nor_controls_ever_pick_the_own_entry_or_image(
 ) -> None:
     """k = 20 is more than the bank has, so every row that is allowed must come."""
     table = NeighbourTable.build(bank, queries, *names, k=k)
-    for version in (table, table.random(0), table.random(1), table.shuffled(0), table.shuffled(1)):
+    controls = ("random", "shuffled", "another_sample")
+    for version in (table, *(table.under(name, seed) for name in controls for seed in (0, 1))):
         assert_no_row_shows_itself(version, bank, names)
         assert torch.equal(version.mask, table.mask)
         assert torch.equal(version.scores, table.scores)
@@ -78,7 +79,7 @@ def test_the_table_is_the_exact_search(bank, queries, table) -> None:
 
 
 def test_controls_repeat_with_their_seed_and_differ_without(table) -> None:
-    for control in (NeighbourTable.random, NeighbourTable.shuffled):
+    for control in (NeighbourTable.random, NeighbourTable.shuffled, NeighbourTable.another_sample):
         assert torch.equal(control(table, 3).indices, control(table, 3).indices)
         assert not torch.equal(control(table, 3).indices, control(table, 4).indices)
         assert not torch.equal(control(table, 3).indices, table.indices)
@@ -94,8 +95,8 @@ def test_random_neighbours_are_even_over_what_is_allowed(table) -> None:
     assert (counts[torch.arange(12) != 4] - expected).abs().max() < 5 * expected**0.5
 
 
-def test_shuffled_rows_come_from_another_sample(table) -> None:
-    shuffled = table.shuffled(0)
+def test_the_rows_of_another_sample(table) -> None:
+    shuffled = table.another_sample(0)
     original = [set(rows) for rows in table.indices.tolist()]
     for i, (rows, banned) in enumerate(zip(shuffled.indices.tolist(), table.excluded)):
         others = [set(other) - set(banned) for j, other in enumerate(original) if j != i]
@@ -230,6 +231,6 @@ def test_removed_rows_are_drawn_by_nobody(bank, queries, names, tmp_path: Path) 
     table.save(tmp_path / "table")
     for one in (table, NeighbourTable.load(tmp_path / "table")):
         for seed in range(5):
-            for version in (one, one.random(seed), one.shuffled(seed)):
+            for version in (one, one.random(seed), one.shuffled(seed), one.another_sample(seed)):
                 assert not {1, 4, 9} & set(version.indices.flatten().tolist())
                 assert_no_row_shows_itself(version, smaller, names)

@@ -17,6 +17,7 @@ from tinyalign.errors import DataError
 from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.training.batches.dataset import TrainingDataset
 from tinyalign.training.caches.features import FeatureCache
+from tinyalign.training.recipe.memory import BankArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.run_folder import RunFolder
 from tinyalign.training.stage_run import StageRun
@@ -55,7 +56,7 @@ def shop_pixels(shop: StageRun, index: int) -> list[torch.Tensor]:
 
 
 def test_a_bank_smaller_than_k_leaves_masked_slots(recipe: Recipe, tmp_path: Path) -> None:
-    few = replace(recipe.memory, k=5, entries=3)
+    few = replace(recipe.memory, k=5, bank=BankArgs(entries=3))
     recipe = replace(recipe, memory=few, output=str(tmp_path / "few"))
     folder = RunFolder(recipe)
     folder.path.mkdir(parents=True)

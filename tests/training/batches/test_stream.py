@@ -19,6 +19,7 @@ from tinyalign.training.batches import stream as module
 from tinyalign.training.batches.stream import StreamDataset, read_ahead
 from tinyalign.training.metering.metrics_log import read_metrics
 from tinyalign.training.recipe.data import DataSource, MixturePart
+from tinyalign.training.recipe.memory import BankArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run import train
@@ -176,7 +177,7 @@ def test_a_mixture_trains_and_lists_what_was_left_out(streamed, shards, question
     recipe = replace(
         streamed,
         data=replace(streamed.data, pretrain=source),
-        memory=replace(streamed.memory, bank=str(bank)),
+        memory=replace(streamed.memory, bank=BankArgs(path=str(bank))),
         output=streamed.output + "-mixture",
     )
     result = train(recipe)

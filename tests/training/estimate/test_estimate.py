@@ -17,7 +17,7 @@ from tinyalign.training.estimate.meta_model import language_sizes, outline, visi
 from tinyalign.training.estimate.stage_ram import Batch, four_bit_bytes, part_memory, step_memory
 from tinyalign.training.recipe.data import DataSource, MixturePart
 from tinyalign.training.recipe.files import load_recipe
-from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.memory import FusionArgs, KeyArgs, MemoryArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.stage import StageArgs
 from tinyalign.training.run import train
@@ -44,8 +44,8 @@ def tensors(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     [
         {"k": 0},
         {"k": 5},
-        {"k": 3, "fusion": "sequence", "latents_used": 12, "linear_skip": True},
-        {"k": 3, "fusion": "sequence", "latents_used": 12, "word_skip": True},
+        {"k": 3, "fusion": FusionArgs(form="sequence", latents_used=12, linear_skip=True)},
+        {"k": 3, "fusion": FusionArgs(form="sequence", latents_used=12, word_skip=True)},
         {"k": 2, "control": "soft_prompt"},
     ],
 )
@@ -313,9 +313,9 @@ def test_files_are_as_large_as_said(recipe: Recipe, tmp_path: Path) -> None:
     assert sizes["neighbours"] == 24 * 10 * 8
 
 
-@pytest.mark.parametrize("memory", [{"key": "pooled"}, {"key": "pooled", "alpha": 1.0}])
-def test_keys_are_as_wide_as_said(recipe: Recipe, tmp_path: Path, memory: dict) -> None:
-    chosen = replace(recipe.memory, **memory)
+@pytest.mark.parametrize("key", [KeyArgs(), KeyArgs(alpha=1.0)])
+def test_keys_are_as_wide_as_said(recipe: Recipe, tmp_path: Path, key: KeyArgs) -> None:
+    chosen = replace(recipe.memory, key=key)
     folder = RunFolder(replace(recipe, memory=chosen))
     folder.path.mkdir(parents=True)
     shop = StageRun(replace(recipe, memory=chosen), folder, "pretrain")

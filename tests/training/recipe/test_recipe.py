@@ -12,7 +12,7 @@ from tinyalign.data.templates import CHAT_TEMPLATES
 from tinyalign.errors import ConfigError
 from tinyalign.training.recipe.data import DataArgs, DataSource
 from tinyalign.training.recipe.files import find_recipe, load_recipe, save_recipe, shipped_recipes
-from tinyalign.training.recipe.memory import MemoryArgs
+from tinyalign.training.recipe.memory import BankArgs, MemoryArgs
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.sources import memory_samples
 from tinyalign.training.recipe.stage import StageArgs
@@ -48,7 +48,8 @@ def test_paper_recipes_have_the_papers_hyper_parameters(name: str) -> None:
         assert (stage.schedule, stage.warmup, stage.weight_decay) == ("cosine", 0.03, 0.0)
         assert (stage.vision, stage.connectors) == ("frozen", "full")
     memory = recipe.memory
-    assert (memory.k, memory.fusion, memory.entries, memory.alpha) == (5, "width", 100_000, 0.4)
+    assert (memory.k, memory.fusion.form, memory.bank.entries) == (5, "width", 100_000)
+    assert (memory.key.kind, memory.key.alpha) == ("attention", 0.4)
 
 
 def test_overrides_as_on_the_command_line_and_as_a_mapping() -> None:
@@ -84,8 +85,8 @@ def test_with_k_is_the_baseline_of_the_same_recipe() -> None:
         ({"memory.k": -1}, "memory.k must be 0"),
         ({"memory.control": "magic"}, "memory.control"),
         ({"memory.drop_probability": 1.0}, "memory.drop_probability"),
-        ({"memory.compress.held_out": 0.0}, "held-out"),
-        ({"memory.bank": "b", "memory.control": "untrained_perceiver"}, "bank of its own"),
+        ({"memory.perceiver.held_out": 0.0}, "held-out"),
+        ({"memory.bank.path": "b", "memory.control": "untrained_perceiver"}, "bank of its own"),
         ({"pretrain.rate": 1}, "pretrain.rate"),
         ({"pretrain.batch_size": "many"}, "pretrain.batch_size"),
         ({"pretrain.micro_batch_size": 100}, "no multiple of micro_batch_size"),
@@ -124,13 +125,14 @@ def test_which_controls_read_a_bank() -> None:
         for control in (
             "none",
             "soft_prompt",
-            "random_neighbours",
-            "shuffled_values",
+            "random",
+            "shuffled",
+            "another_sample",
             "untrained_perceiver",
         )
         if MemoryArgs(k=1, control=control).reads_bank
     }
-    assert reading == {"none", "random_neighbours", "shuffled_values", "untrained_perceiver"}
+    assert reading == {"none", "random", "shuffled", "another_sample", "untrained_perceiver"}
 
 
 def test_a_batch_is_shared_by_processes_and_micro_batches() -> None:
@@ -151,4 +153,4 @@ def test_every_caption_can_be_remembered_while_one_is_trained_on(tmp_path: Path)
     pq.write_table(table, tmp_path / "pairs.parquet")
     source = DataSource(path=str(tmp_path / "pairs.parquet"), captions="first")
     assert len(memory_samples(MemoryArgs(), source)) == 2
-    assert len(memory_samples(MemoryArgs(captions="all"), source)) == 3
+    assert len(memory_samples(MemoryArgs(bank=BankArgs(captions="all")), source)) == 3

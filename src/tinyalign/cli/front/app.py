@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tinyalign.errors import TinyAlignError
+from tinyalign.version import __version__
 
 DEBUG = "TINYALIGN_DEBUG"
 
@@ -107,9 +108,7 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
 def _overview(words: list[str]) -> int:
     """Help on what verbs there are; also where the words name none of them."""
     if words == ["--version"]:
-        import tinyalign
-
-        sys.stdout.write(f"tinyalign {tinyalign.__version__}\n")
+        sys.stdout.write(f"tinyalign {__version__}\n")
         return 0
     group = words[0] if words else ""
     chosen = {n: v for n, v in VERBS.items() if n.split()[0] == group} or VERBS

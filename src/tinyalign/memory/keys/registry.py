@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinyalign.errors import BankError, ConfigError
+from tinyalign.memory.bank.files import check_readable
 from tinyalign.memory.keys.protocol import KeyCorpus, KeyFunction, KeyMaker
 from tinyalign.registry import Lazy, Registry
 
@@ -51,4 +52,5 @@ def load_key_function(folder: str | Path) -> KeyFunction:
         maker = KEY_FUNCTIONS[kind]
     except ConfigError as error:
         raise BankError(f"{path}: {error}") from error
+    check_readable(Path(folder) / "key.safetensors")
     return maker.load(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from tinyalign.lazy import renamed
@@ -148,14 +149,11 @@ def _put(groups: dict[str, Any], where: list[str], value: Any) -> None:
 
 
 def _set(holder: Any, where: str, value: Any) -> None:
-    *outer, last = where.split(".")
-    for name in outer:
-        holder = getattr(holder, name)
-    if where == "perceiver":  # settings of its training, without a path of its own
-        for name, one in vars(value).items():
-            setattr(holder.perceiver, name, one)
-    else:
-        setattr(holder, last, value)
+    """Put a value into a group, of which the holder gets a copy: others may share it."""
+    group, _, name = where.partition(".")
+    # Of the Perceiver all settings of its training came as one.
+    new = {name: value} if name else vars(value)
+    setattr(holder, group, replace(getattr(holder, group), **new))
 
 
 def _is_group(value: str | None) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from tinyalign.training.perceiver.fit_keys import principal_directions
+from tinyalign.memory.keys.fitting import principal_directions
 
 
 class Rows:
@@ -22,7 +22,7 @@ class Rows:
 
 def test_wide_features_keep_their_similarities_in_fewer_numbers() -> None:
     features = Rows(500, 60, 5)
-    directions = principal_directions(features, range(500), width=8)
+    directions = principal_directions(features.batch, range(500), width=8)
     assert directions.shape == (60, 8)
     torch.testing.assert_close(directions.T @ directions, torch.eye(8), atol=1e-5, rtol=0)
     pooled = features.tensors.mean(dim=1)
@@ -32,9 +32,9 @@ def test_wide_features_keep_their_similarities_in_fewer_numbers() -> None:
 
 
 def test_narrow_features_are_left_as_they_are() -> None:
-    assert principal_directions(Rows(50, 8, 5), range(50), width=8) is None
+    assert principal_directions(Rows(50, 8, 5).batch, range(50), width=8) is None
 
 
 def test_a_direction_that_never_varies_is_no_reason_to_fail() -> None:
     same = Rows(3, 60, 1)
-    assert principal_directions(same, range(3), width=8).isfinite().all()
+    assert principal_directions(same.batch, range(3), width=8).isfinite().all()
