@@ -34,3 +34,14 @@ def exports(
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return getattr_, lambda: sorted(names), sorted(names)
+
+
+def former(old: str, new: str) -> Any:
+    """A property for the name that an attribute had, with a DeprecationWarning: `old = former(...)`."""
+
+    def get(self: Any) -> Any:
+        said = renamed(f"{type(self).__name__}.{old}", f"{type(self).__name__}.{new}")
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(get, doc=f"The former name of `{new}`.")

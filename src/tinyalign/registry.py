@@ -62,18 +62,23 @@ class Registry(Mapping[str, T], Generic[T]):
         self._found[name] = thing
 
     def check(self, name: str) -> str:
-        """The name, if there is something of that name. Raises the registry's error otherwise."""
-        if name in self:
-            return name
+        """The name, if there is something of that name. Raises the registry's error otherwise.
+
+        "easy-vqa" and "easy_vqa" are one name; the one that was registered is given back.
+        """
+        for spelled in (name, name.replace("-", "_"), name.replace("_", "-")):
+            if spelled in self:
+                return spelled
         near = difflib.get_close_matches(name, self, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise self.error(
-            f"{self.kind} {name!r}: unknown; there are {', '.join(self)}.{hint} One of another "
-            "package is found once that package is installed, or imported if it registers by call"
+            f"{self.kind}: expected one of {', '.join(self)}, found {name!r}.{hint} If it is "
+            "another package's, install that package, or import it first"
         )
 
     def __getitem__(self, name: str) -> T:
-        found = self._found[self.check(name)]
+        name = self.check(name)
+        found = self._found[name]
         if isinstance(found, (Lazy, EntryPoint)):
             found = self._found[name] = self._loaded(name, found)
         return found

@@ -44,3 +44,5 @@ ValuesDtype = Literal["int8", "float16"]
 """How a bank stores values: 8 bits with a scale a latent, or 16."""
 Stage = Literal["pretrain", "finetune"]
 """The two stages of a run."""
+NEAR_DUPLICATE = 0.98
+"""Two keys as similar as this are near-duplicates, unless told otherwise."""

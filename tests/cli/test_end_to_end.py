@@ -53,16 +53,16 @@ def test_pairs_to_answers(run, workplace: Path, tiny_vision_dir: Path):
     here = ("--vision", tiny_vision_dir, "--data", data, "--cache-folder", workplace / "cache")
     perceiver, bank = workplace / "compressor", workplace / "bank"
     few = ("--min-steps", 1, "--max-steps", 2, "--vocab-size", 300, "--batch-size", 8)
-    code, out, _ = run("compress", "train", *here, "--out", perceiver, *few, "--held-out", 0.2)
+    code, out, _ = run("perceiver", "train", *here, "--out", perceiver, *few, "--held-out", 0.2)
     assert code == 0
     assert re.search(r"text tokens read back +│ +\d+\.\d %", out)
-    next_one = f"bank build --data {data} --vision {tiny_vision_dir} --compressor {perceiver}"
+    next_one = f"bank build --data {data} --vision {tiny_vision_dir} --perceiver {perceiver}"
     assert next_one in out
-    assert "holds a compressor already" in run("compress", "train", *here, "--out", perceiver)[2]
+    assert "holds a compressor already" in run("perceiver", "train", *here, "--out", perceiver)[2]
 
-    built = report("bank", "build", *here, "--compressor", perceiver, "--out", bank)
+    built = report("bank", "build", *here, "--perceiver", perceiver, "--out", bank)
     assert (built["count"], built["skipped"]) == (24, [])
-    again = report("bank", "build", *here, "--compressor", bank, "--out", bank)
+    again = report("bank", "build", *here, "--perceiver", bank, "--out", bank)
     assert again["hash"] == built["hash"]
     info = report("bank", "info", bank, "--verify")
     assert (info["count"], info["vision_name"]) == (24, str(tiny_vision_dir))

@@ -212,8 +212,9 @@ def test_a_run_of_an_earlier_release_is_still_known(recipe: Recipe) -> None:
     train(recipe)
     note = Path(recipe.output) / "settings.json"
     settings = json.loads(note.read_text())
-    for part, name in (("pretrain", "weight_decay"), ("memory", "values_dtype")):
-        settings[part].pop(name)  # as if the setting did not exist when the run was made
+    bank = settings["memory"]["bank"]
+    for part, name in ((settings["pretrain"], "weight_decay"), (bank, "values_dtype")):
+        part.pop(name)  # as if the setting did not exist when the run was made
     note.write_text(json.dumps(settings))
     assert train(recipe).stages[0].steps == 6
     note.write_text(json.dumps(settings))
@@ -310,7 +311,7 @@ def test_a_soft_prompt_needs_no_bank_and_has_no_fewer_parameters(recipe: Recipe)
 def test_runs_share_perceiver_bank_and_neighbours(recipe: Recipe, monkeypatch) -> None:
     first = shop_of(recipe)
     first.dataset(recipe.data.pretrain)
-    monkeypatch.setattr("tinyalign.training.prepare_memory.train_compressor", None)  # would raise
+    monkeypatch.setattr("tinyalign.training.prepare_memory.train_perceiver", None)  # would raise
     monkeypatch.setattr("tinyalign.training.prepare_memory.NeighbourTable.build", None)
     second = shop_of(replace(recipe, seed=9, output=f"{recipe.output}-again"))
     second.dataset(recipe.data.pretrain)

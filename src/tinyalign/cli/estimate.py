@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tinyalign.cli.front.options import REST
 from tinyalign.cli.front.output import columns, facts, say, say_json, say_table, size
-from tinyalign.cli.train import recipe_options
 
 if TYPE_CHECKING:
     from tinyalign.training.estimate.estimate import Estimate, StageEstimate
@@ -60,9 +59,6 @@ def estimate(args: EstimateArgs) -> int:
     for note in found.assumptions:
         say(f"note: {note}")
     return 0
-
-
-estimate.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
 def _show(stage: StageEstimate, args: EstimateArgs) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tinyalign.cli.front.options import POSITIONAL, REST
 from tinyalign.cli.front.output import columns, facts, say, say_json, say_table
+from tinyalign.vocabulary import CacheChoice
 
 
 @dataclass(kw_only=True)
@@ -19,24 +20,24 @@ class TrainArgs:
     stage: Literal["both", "pretrain", "finetune"] = "both"
     """Which stage to train; "both" of a recipe without stage-2 data is stage 1."""
     k: int | None = None
-    """Memories a sample, short for --memory.k; 0 is the recipe's baseline."""
-    cache: Literal["auto", "features", "pixels", "none"] | None = None
-    """Which image cache to keep, short for --data.cache."""
+    """Memories a sample (memory.k); 0 is the recipe's baseline."""
+    cache: CacheChoice | None = None
+    """Which image cache to keep (data.cache)."""
     out: str | None = None
-    """Run folder, short for --output."""
+    """Run folder (output)."""
     resume: bool = True
     """Go on where an interrupted run stands; --no-resume starts over."""
     json: bool = False
     """Print where things are as JSON."""
     overrides: list[str] = field(default_factory=list, metadata=REST)
-    """Any field of the recipe by its dotted name: --pretrain.learning_rate 5e-4."""
+    """Any field of the recipe by its dotted name: --pretrain.learning-rate 5e-4."""
 
 
 def train(args: TrainArgs) -> int:
     """Train a recipe's stages: Perceiver, memory bank and neighbours first, where it uses memory.
 
     Every field of the recipe is an option too and wins over the file, such as
-    `--pretrain.learning_rate 5e-4`, `--seed 1` or `--device cpu`.
+    `--pretrain.learning-rate 5e-4`, `--seed 1` or `--device cpu`.
     """
     from tinyalign.training.machine.launch import is_first
     from tinyalign.training.recipe.files import load_recipe
@@ -61,21 +62,6 @@ def train(args: TrainArgs) -> int:
     say(f"  tinyalign evaluate {model} --task caption --data PATH --out results/results.json")
     say(f"  tensorboard --logdir {result.folder}")
     return 0
-
-
-def recipe_options() -> Any:
-    """The recipe's options with their help; --config comes with `TrainArgs`."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    from tinyalign.training.recipe.recipe import Recipe
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser()
-    parser.add_class_arguments(Recipe, None)
-    return parser
-
-
-train.parser_for_help = recipe_options  # type: ignore[attr-defined]
 
 
 def _overrides(args: TrainArgs) -> list[str]:

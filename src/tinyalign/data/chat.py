@@ -72,13 +72,7 @@ def encode(
             placeholders beyond `max_length`, or a template that refuses the conversation.
     """
     name = f"sample {sample.id!r}" if isinstance(sample, Sample) else "conversation"
-    chat = to_conversation(sample)
-    if add_generation_prompt and chat and chat[-1]["role"] == "assistant":
-        chat = chat[:-1]
-    if not any(message["role"] == "user" for message in chat):
-        raise DataError(f"{name}: expected at least one turn, found an empty conversation")
-    if not add_generation_prompt and all(message["role"] != "assistant" for message in chat):
-        raise DataError(f"{name}: expected an assistant turn to learn from, found none")
+    chat = _turns(to_conversation(sample), add_generation_prompt, name)
     if template in CHAT_TEMPLATES:
         template = choose_template(tokenizer, template)
 
@@ -108,6 +102,17 @@ def encode(
         n_memory_tokens=n_memory_tokens,
     )
     return _truncate(_fill(Encoded(ids, labels), slots, name), slots, max_length, name)
+
+
+def _turns(chat: Conversation, to_answer: bool, name: str) -> Conversation:
+    """The turns that are shown; DataError where none is left to learn from or to answer."""
+    if to_answer and chat and chat[-1]["role"] == "assistant":
+        chat = chat[:-1]
+    if not any(message["role"] == "user" for message in chat):
+        raise DataError(f"{name}: expected at least one turn, found an empty conversation")
+    if not to_answer and all(message["role"] != "assistant" for message in chat):
+        raise DataError(f"{name}: expected an assistant turn to learn from, found none")
+    return chat
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:

@@ -21,9 +21,9 @@ from tinyalign.data.sample import Sample
 from tinyalign.errors import DataError, EvaluationError
 from tinyalign.evaluation.results import Prediction, Skipped
 from tinyalign.log import progress
-from tinyalign.memory.audit import NEAR
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.training.caches.image_index import ImageIndex, reference
+from tinyalign.vocabulary import NEAR_DUPLICATE
 
 EXAMPLES = 5
 BATCH = 256
@@ -169,8 +169,9 @@ def near_duplicates(predictions: Sequence[Prediction]) -> str:
     best = [max(one.memory_scores) for one in predictions if one.memory_scores]
     if not best:
         return ""
-    near = sum(score >= NEAR for score in best)
-    return f"{near} of {len(best)} samples by key (another entry's is >= {NEAR:g} similar)"
+    near = sum(score >= NEAR_DUPLICATE for score in best)
+    least = f"{NEAR_DUPLICATE:g}"
+    return f"{near} of {len(best)} samples by key (another entry's is >= {least} similar)"
 
 
 @contextmanager

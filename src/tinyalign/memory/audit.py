@@ -9,7 +9,7 @@ that excludes nothing find the sample's own entry, first or among the k best?
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,11 @@ from tinyalign.memory.building.make_entries import Batches, Prepared, UnusableSa
 from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.memory.search.index import KeyIndex
 from tinyalign.memory.search.retriever import check_encoder
+from tinyalign.vocabulary import NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     from tinyalign.model.backbones.vision import VisionEncoder
 
-NEAR = 0.98
 NEAREST = 5  # near-duplicates listed for a sample, at most
 BLOCK = 1024  # queries searched at a time
 
@@ -79,7 +79,7 @@ class Audit:
     near_same_text: int | None = None
     """Samples with another entry of almost the same key and the same text."""
     k: int = 0
-    threshold: float = NEAR
+    threshold: float = NEAR_DUPLICATE
     """Similarity from which a key is almost the same."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Ids of samples that could not be looked at, and why."""
@@ -111,7 +111,7 @@ def audit(
     queries: Tensor | None = None,
     keys: Tensor | None = None,
     k: int = 5,
-    near: float = NEAR,
+    near: float = NEAR_DUPLICATE,
     device: str | torch.device = "cpu",
 ) -> Audit:
     """Compare N samples with a bank; ids and image hashes ("" for none) alone cost next to nothing.
@@ -123,9 +123,7 @@ def audit(
     Raises ConfigError for lengths that differ, and for k or near out of range.
     """
     given = {"image hashes": image_hashes, "sources": sources, "texts": texts}
-    for name, one in {**given, "queries": queries, "keys": keys}.items():
-        if one is not None and len(one) != len(ids):
-            raise ConfigError(f"{len(ids)} ids but {len(one)} {name}; an audit needs one a sample")
+    _check_lengths(len(ids), {**given, "queries": queries, "keys": keys})
     if k < 1 or not -1.0 <= near <= 1.0:
         raise ConfigError(f"k must be at least 1 and near within -1..1, found {k} and {near}")
     known = _Known(bank, ids, image_hashes)
@@ -137,15 +135,8 @@ def audit(
     close = _near(index, keys, own, near)
     alike = _same_texts(bank, texts, own)
     found = [
-        Overlap(
-            ids[n],
-            known.names(same_image[n]),
-            known.names(same_id[n]),
-            ranks[n],
-            tuple((known.names([row])[0], score) for row, score in close[n]),
-            known.names(alike[n]),
-        )
-        for n in range(len(ids))
+        known.overlap(name, *those)
+        for name, *those in zip(ids, same_image, same_id, ranks, close, alike)
     ]
     both = sum(bool({row for row, _ in close[n]} & set(alike[n])) for n in range(len(ids)))
     return Audit(
@@ -162,6 +153,13 @@ def audit(
         k=k,
         threshold=near,
     )
+
+
+def _check_lengths(samples: int, given: Mapping[str, Sized | None]) -> None:
+    """ConfigError unless everything that is given has one for each sample."""
+    for name, one in given.items():
+        if one is not None and len(one) != samples:
+            raise ConfigError(f"{samples} ids but {len(one)} {name}; an audit needs one a sample")
 
 
 class _Known:
@@ -182,6 +180,21 @@ class _Known:
         """Rows with this id, of this source unless it is None."""
         rows = self.by_id.get(name, [])
         return [row for row in rows if source is None or self.entries[row].source == source]
+
+    def overlap(
+        self,
+        name: str,
+        same_image: Sequence[int],
+        same_id: Sequence[int],
+        rank: int | None,
+        close: Sequence[tuple[int, float]],
+        alike: Sequence[int],
+    ) -> Overlap:
+        """What the bank has of a sample; the rows of entries become their ids."""
+        near = tuple((self.names([row])[0], score) for row, score in close)
+        return Overlap(
+            name, self.names(same_image), self.names(same_id), rank, near, self.names(alike)
+        )
 
     def names(self, rows: Iterable[int]) -> tuple[str, ...]:
         """Ids of entries."""
@@ -251,7 +264,7 @@ def audit_samples(
     vision: VisionEncoder,
     *,
     k: int = 5,
-    near: float = NEAR,
+    near: float = NEAR_DUPLICATE,
     batch_size: int = 32,
     workers: int = 0,
     strict: bool = False,

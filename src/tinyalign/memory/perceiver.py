@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
+from tinyalign.lazy import former
 from tinyalign.memory.bank.files import check_readable, common_mode, copy_file
 from tinyalign.memory.keys.folds import fold_of
 from tinyalign.memory.keys.protocol import KeyFunction
@@ -58,6 +59,8 @@ class Perceiver:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.key_function = key_function
+
+    perceiver = former("perceiver", "network")
 
     @property
     def hash(self) -> str:

@@ -73,13 +73,27 @@ def build_model(
     model = _assemble(config, tower, llm)
     for part, chosen in attention:  # a config around others resets their choice
         part._attn_implementation = chosen
-    features = encoder.encode([_example_image()])
-    match_scale(model.model.multi_modal_projector, features, config.token_rms)
-    config.image_seq_length = model.model.multi_modal_projector.n_tokens(features.shape[1])
+    _scale_image_connector(model, encoder)
     _check_head(model, llm, tokenizer)
     chat_template = choose_template(tokenizer, template)
     model.generation_config = _generation_config(llm, tokenizer, chat_template, config)
-    processor = TinyAlignProcessor(
+    return model, _processor(config, image_processor, tokenizer, chat_template)
+
+
+def _scale_image_connector(
+    model: TinyAlignForConditionalGeneration, encoder: VisionEncoder
+) -> None:
+    """Start image tokens as large as the LLM's, by a made image; and note how many there are."""
+    connector, config = model.model.multi_modal_projector, model.config
+    features = encoder.encode([_example_image()])
+    match_scale(connector, features, config.token_rms)
+    config.image_seq_length = connector.n_tokens(features.shape[1])
+
+
+def _processor(
+    config: TinyAlignConfig, image_processor: Any, tokenizer: Any, chat_template: str
+) -> TinyAlignProcessor:
+    return TinyAlignProcessor(
         image_processor,
         tokenizer,
         chat_template=chat_template,
@@ -87,7 +101,6 @@ def build_model(
         memory_seq_length=config.n_memory_tokens,
         memory_learned=config.memory_source == "soft_prompt",
     )
-    return model, processor
 
 
 def _add_placeholders(llm: Any, tokenizer: Any) -> tuple[int, int]:

@@ -6,18 +6,13 @@ an attached `retriever` (see `model.generation`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from tinyalign.errors import ModelError
@@ -27,26 +22,12 @@ from tinyalign.model.connectors.image import build_connector
 from tinyalign.model.connectors.memory import MemoryConnector
 from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.head_loss import head_loss
+from tinyalign.model.outputs import TinyAlignModelOutput, TinyAlignOutput, with_loss
 from tinyalign.model.packing.attention import segment_mask
+from tinyalign.model.placement import PlacementMixin
 from tinyalign.model.remote import PackageIsTheCode
 from tinyalign.model.unused_parameters import touch_unused
 from tinyalign.vocabulary import CrossEntropy
-
-
-@dataclass
-class TinyAlignModelOutput(BaseModelOutputWithPast):
-    """With H_V as `image_hidden_states` (images, n, d) and H_R as `memory_hidden_states`."""
-
-    image_hidden_states: Tensor | None = None
-    memory_hidden_states: Tensor | None = None
-
-
-@dataclass
-class TinyAlignOutput(CausalLMOutputWithPast):
-    """With H_V as `image_hidden_states` (images, n, d) and H_R as `memory_hidden_states`."""
-
-    image_hidden_states: Tensor | None = None
-    memory_hidden_states: Tensor | None = None
 
 
 class TinyAlignPreTrainedModel(PackageIsTheCode, PreTrainedModel):
@@ -81,7 +62,7 @@ class TinyAlignPreTrainedModel(PackageIsTheCode, PreTrainedModel):
                     part._is_hf_initialized = True
 
 
-class TinyAlignModel(TinyAlignPreTrainedModel):
+class TinyAlignModel(PlacementMixin, TinyAlignPreTrainedModel):
     """Vision tower, connector, RAG connector and LLM without its head."""
 
     def __init__(self, config: TinyAlignConfig) -> None:
@@ -129,102 +110,6 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
         images: Any = list(tokens)  # transformers 5 wants one tensor an image
         return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=images)
 
-    def get_placeholder_mask(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor,
-        image_features: Tensor | None = None,
-        memory_features: Tensor | None = None,
-        segments: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Where image and memory tokens go: two masks (B, L, 1), counted against the features.
-
-        memory_features: of the rows that have memory placeholders. segments: of a packed row.
-        Raises ModelError with both numbers on a mismatch.
-        """
-        if input_ids is None:
-            raise ModelError(
-                "Images and memories are placed by their placeholder ids: pass input_ids."
-            )
-        image_mask: Tensor = input_ids.eq(self.config.image_token_id)
-        memory_mask: Tensor = input_ids.eq(self.config.memory_token_id)
-        if image_features is not None:
-            found, expected = int(image_mask.sum()), image_features.shape[:2].numel()
-            if found != expected:
-                raise ModelError(
-                    f"Found {found} image placeholders for {expected} image features "
-                    f"({image_features.shape[0]} images of {image_features.shape[1]} tokens). Use "
-                    "the processor that was saved with this model, and do not cut its output."
-                )
-        if memory_features is not None:
-            rows = _count_by_sample(memory_mask, segments)
-            with_memory = rows[rows > 0]
-            expected = memory_features.shape[1]
-            if memory_features.shape[0] != len(with_memory) or bool(
-                (with_memory != expected).any()
-            ):
-                raise ModelError(
-                    f"Found {int(memory_mask.sum())} memory placeholders in {len(rows)} "
-                    f"{'rows' if segments is None else 'packed samples'} for "
-                    f"{memory_features.shape[0]} x {expected} = "
-                    f"{memory_features.shape[:2].numel()} memory features ({expected} in every "
-                    "one). Set processor.memory_enabled, and check that k is that of the model."
-                )
-        return image_mask[..., None], memory_mask[..., None]
-
-    def _check_no_image(self, input_ids: Tensor) -> None:
-        if count := int(input_ids.eq(self.config.image_token_id).sum()):
-            raise ModelError(
-                f"Found {count} image placeholders but no image; pass pixel_values or "
-                "vision_features."
-            )
-
-    def _memory_features(
-        self,
-        input_ids: Tensor | None,
-        values: Tensor | None,
-        mask: Tensor | None,
-        scores: Tensor | None,
-        segments: Tensor | None,
-    ) -> Tensor | None:
-        """H_R (B, n, d), or None when retrieval is off for this batch.
-
-        A sample with neither placeholders nor memories, such as text alone, is left out of it.
-        """
-        count = 0
-        if input_ids is not None:
-            count = int(input_ids.eq(self.config.memory_token_id).sum())
-        if self.memory_connector is None:
-            if values is not None or count:
-                raise ModelError(
-                    "Memories or memory placeholders were passed to a model without memory "
-                    "(memory_k is 0); use processor.memory_enabled = False."
-                )
-            return None
-        if self.memory_connector.table is not None:
-            if input_ids is None or not count:
-                return None
-            counts = self._memory_placeholders(input_ids, segments)
-            return self.memory_connector(None, batch_size=int((counts > 0).sum()))
-        if values is None:
-            if count:
-                raise ModelError(
-                    f"Found {count} memory placeholders but no memory_values: forward does not "
-                    "retrieve. With a bank attached, call generate, or pass memory_values, "
-                    "memory_mask and memory_scores from model.retriever.retrieve(...); to run "
-                    "without memory, set processor.memory_enabled = False."
-                )
-            return None
-        memories = self.memory_connector(values, mask, scores)
-        if input_ids is None or mask is None:
-            return memories
-        counts = self._memory_placeholders(input_ids, segments)
-        return _without_absent(memories, counts, mask)
-
-    def _memory_placeholders(self, input_ids: Tensor, segments: Tensor | None) -> Tensor:
-        """How many each row (B,), or each sample of a packed row, has."""
-        return _count_by_sample(input_ids.eq(self.config.memory_token_id), segments)
-
     @can_return_tuple
     def forward(
         self,
@@ -247,21 +132,11 @@ class TinyAlignModel(TinyAlignPreTrainedModel):
             raise ModelError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        encoded = (mm_encoder_outputs or {}).get("image")
-        if encoded is None and (pixel_values is not None or vision_features is not None):
-            encoded = self.get_image_features(pixel_values, vision_features, return_dict=True)
-        images = None if encoded is None else torch.stack(list(encoded.pooler_output))
-        if images is None and input_ids is not None:
-            self._check_no_image(input_ids)
+        images = self._image_tokens(input_ids, pixel_values, vision_features, mm_encoder_outputs)
         memories = self._memory_features(
             input_ids, memory_values, memory_mask, memory_scores, segments
         )
-        if images is not None or memories is not None:
-            masks = self.get_placeholder_mask(input_ids, inputs_embeds, images, memories, segments)
-            for where, features in zip(masks, (images, memories)):
-                if features is not None:
-                    features = features.to(inputs_embeds.device, inputs_embeds.dtype)
-                    inputs_embeds = inputs_embeds.masked_scatter(where, features)
+        inputs_embeds = self._placed(input_ids, inputs_embeds, images, memories, segments)
         if self.training:
             inputs_embeds = touch_unused(self, inputs_embeds, images, memories)
         if segments is not None:
@@ -387,21 +262,21 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if labels is not None and supervised_only:
-            hidden, loss_arguments["shift_labels"] = _supervised(hidden, labels)
-            if cross_entropy != "full":
-                return _with_loss(outputs, self._head_loss(hidden, cross_entropy, **loss_arguments))
-        elif isinstance(logits_to_keep, Tensor):
-            hidden = hidden[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden = hidden[:, -logits_to_keep:]
+        if labels is None or not supervised_only:
+            logits = self._head(_kept(hidden, logits_to_keep))
+            loss = None if labels is None else self._loss(logits, labels, **loss_arguments)
+            return with_loss(outputs, loss, logits)
+        hidden, loss_arguments["shift_labels"] = _supervised(hidden, labels)
+        if cross_entropy != "full":
+            return with_loss(outputs, self._head_loss(hidden, cross_entropy, **loss_arguments))
         logits = self._head(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments
-            )
-        return _with_loss(outputs, loss, logits)
+        return with_loss(outputs, self._loss(logits, labels, **loss_arguments), logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        """transformers' loss for a causal LM."""
+        return self.loss_function(
+            logits=logits, labels=labels, vocab_size=logits.shape[-1], **arguments
+        )
 
     @property
     def _softcap(self) -> float | None:
@@ -424,34 +299,11 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
-def _with_loss(
-    outputs: TinyAlignModelOutput, loss: Tensor | None, logits: Tensor | None = None
-) -> TinyAlignOutput:
-    return TinyAlignOutput(
-        loss=loss,
-        logits=logits,
-        past_key_values=outputs.past_key_values,
-        hidden_states=outputs.hidden_states,
-        attentions=outputs.attentions,
-        image_hidden_states=outputs.image_hidden_states,
-        memory_hidden_states=outputs.memory_hidden_states,
-    )
-
-
-def _count_by_sample(mask: Tensor, segments: Tensor | None) -> Tensor:
-    """True values of each row of mask (B, L), or of each sample of a packed row."""
-    if segments is None:
-        return mask.sum(dim=1)
-    return (mask[0][segments.clamp(min=0)] & (segments >= 0)).sum(dim=1)
-
-
-def _without_absent(memories: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
-    """memories (B, n, d) less those of samples without placeholders (counts (B,) are 0) whose
-    memories are absent (mask (B, k) is False)."""
-    if len(counts) != len(memories):
-        return memories  # an error, which `get_placeholder_mask` words
-    kept = (counts > 0) | mask.to(counts.device).bool().any(dim=1)
-    return memories if bool(kept.all()) else memories[kept.to(memories.device)]
+def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """hidden (B, L, d) at the places that logits are wanted of: the last ones, or those named."""
+    if isinstance(logits_to_keep, Tensor):
+        return hidden[:, logits_to_keep]
+    return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from transformers import PerceiverConfig, PerceiverModel, PreTrainedModel
 from transformers import initialization as init
 
 from tinyalign.errors import ModelError
+from tinyalign.lazy import exports
 from tinyalign.model.perceiver_config import PerceiverNetworkConfig
 
 
@@ -154,3 +155,13 @@ class PerceiverNetwork(PreTrainedModel):
             )
         # (B, 3, H, W) -> (B, 3 p^2, n) -> (B, n, 3 p^2)
         return nn.functional.unfold(pixels, kernel_size=size, stride=size).transpose(1, 2)
+
+
+__getattr__, _names, _all = exports(
+    __name__,
+    {},
+    old={
+        "PerceiverCompressor": "tinyalign.model.perceiver:PerceiverNetwork",
+        "PerceiverCompressorConfig": "tinyalign.model.perceiver_config:PerceiverNetworkConfig",
+    },
+)

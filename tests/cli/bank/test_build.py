@@ -89,8 +89,8 @@ def test_a_killed_build_by_two_processes_ends_as_that_of_one(
     data = ["--data", str(pairs), "--vision", str(tiny_vision_dir), "--device", "cpu"]
     few = ["--min-steps", "1", "--max-steps", "1", "--vocab-size", "300", "--held-out", "0.2"]
     perceiver, one, two = (str(tmp_path / name) for name in ("compressor", "one", "two"))
-    assert main(["compress", "train", *data, *few, "--out", perceiver]) == 0
-    words = ["bank", "build", *data, "--compressor", perceiver, "--batch-size", "4"]
+    assert main(["perceiver", "train", *data, *few, "--out", perceiver]) == 0
+    words = ["bank", "build", *data, "--perceiver", perceiver, "--batch-size", "4"]
     assert main([*words, "--no-cache", "--out", one]) == 0
 
     words += ["--workers", "1", "--json", "--out", two]

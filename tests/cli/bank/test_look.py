@@ -23,8 +23,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_vision_dir: Path) -> Pat
     here = ("--vision", tiny_vision_dir, "--data", pairs, "--cache-folder", folder / "cache")
     few = ("--min-steps", 1, "--max-steps", 2, "--vocab-size", 300, "--held-out", 0.2)
     for words in (
-        ("compress", "train", *here, *few, "--out", folder / "compressor"),
-        ("bank", "build", *here, "--compressor", folder / "compressor", "--out", folder / "bank"),
+        ("perceiver", "train", *here, *few, "--out", folder / "compressor"),
+        ("bank", "build", *here, "--perceiver", folder / "compressor", "--out", folder / "bank"),
     ):
         with left_alone():
             assert main([str(word) for word in words]) == 0

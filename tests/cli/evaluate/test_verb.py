@@ -54,7 +54,7 @@ def test_one_flag_each_for_what_retrieval_did(evaluate, judged: Path, tmp_path: 
     flags = {
         "on": (),
         "off": ("--memory", "off"),
-        "shuffled": ("--memory", "shuffled"),
+        "shuffled": ("--control", "shuffled"),
         "text-only": ("--no-image",),
     }
     code, out, errors = evaluate(*bank, "--rows", "all", "--out", tmp_path / "rows", "--json")
@@ -163,7 +163,7 @@ def test_another_evaluation_is_not_written_over(evaluate, judged: Path, tmp_path
 def test_what_does_not_go_together_is_said_before_the_model_is_loaded(evaluate, tmp_path: Path):
     here = ("--out", tmp_path / "o")
     cases = {
-        "--memory shuffled needs a --bank": (*here, "--memory", "shuffled"),
+        "--control shuffled needs a --bank": (*here, "--control", "shuffled"),
         "--rows all compares a memory with none": (*here, "--rows", "all"),
         "leave them out": (*here, "--rows", "all", "--bank", "b", "--no-image"),
         "must be a folder": ("--out", "o.json", "--rows", "all", "--bank", "b"),

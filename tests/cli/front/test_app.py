@@ -43,7 +43,7 @@ def test_every_verb_that_reports_does_so_as_json_too(verb: str):
 
 def test_training_help_lists_the_recipes_fields_with_their_meaning(run):
     _, page, _ = run("train", "--help")
-    assert "--pretrain.learning_rate" in page
+    assert "--pretrain.learning-rate" in page
     assert "Peak learning rate." in page
     assert page.index("usage: tinyalign train --config CONFIG [options]") == 0
 
@@ -129,15 +129,15 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path: Path, photo: Image.I
             ("evaluate", "--model", "m", "--task=vqa", "--data", gone, "--out", tmp_path / "o"),
             ("bank", "info", gone),
             ("bank", "search", gone, "--text", "a dog"),
-            ("bank", "build", "--data", pairs, "--compressor", gone, "--out", tmp_path / "b"),
-            ("compress", "train", "--data", gone, "--out", tmp_path / "c"),
+            ("bank", "build", "--data", pairs, "--perceiver", gone, "--out", tmp_path / "b"),
+            ("perceiver", "train", "--data", gone, "--out", tmp_path / "c"),
             ("data", "validate", gone),
             ("train", "--config", gone),
         ],
         "--text": [("bank", "search", gone)],
         "--bank": [
             ("ask", "what?", "--model", gone, "--image", image, "--show-memories"),
-            ("evaluate", "--model", gone, *judged, "--memory", "random"),
+            ("evaluate", "--model", gone, *judged, "--control", "random"),
         ],
         "minutes": [("quickstart", "--minutes", "-1")],
     }

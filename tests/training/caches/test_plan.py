@@ -116,7 +116,7 @@ def test_a_probe_times_what_can_be_read(tiny_vision_dir: Path, pairs: Path) -> N
 
 
 def source(recipe: Recipe, folder: Path, encoder: VisionEncoder):
-    return choose_source(recipe, folder, Path(recipe.data.cache_folder), encoder)
+    return choose_source(recipe, folder / CACHE_NOTE, Path(recipe.data.cache_folder), encoder)
 
 
 def test_a_recipe_is_counted_with_its_memory_and_epochs(recipe, tiny_vision_dir, tmp_path):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyalign.cli.bank.encoder_options import bank_encoder, say_skipped
 from tinyalign.cli.front.options import DataOptions
 from tinyalign.cli.front.output import columns, facts, percent, say, say_json, say_table
 from tinyalign.errors import ConfigError
-from tinyalign.memory.audit import NEAR, Audit, Overlap
+from tinyalign.vocabulary import NEAR_DUPLICATE
 
 SHOWN = 10  # samples that are spelled out
+
+
+if TYPE_CHECKING:
+    from tinyalign.memory.audit import Audit, Overlap
 
 
 @dataclass(kw_only=True)
@@ -24,7 +28,7 @@ class BankAuditArgs(DataOptions):
     """The bank's folder, or the folder of a run that used it."""
     k: int = 5
     """A sample's own entry counts as found among so many of the best."""
-    near: float = NEAR
+    near: float = NEAR_DUPLICATE
     """Similarity from which two keys count as nearly the same."""
     out: str | None = None
     """File for the list of samples that the bank knows: one JSON object a line in a .jsonl file,

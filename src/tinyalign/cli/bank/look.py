@@ -13,11 +13,11 @@ from tinyalign.cli.front.output import columns, facts, say, say_json, say_table,
 from tinyalign.cli.search_options import SearchOptions
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.log import logger
-from tinyalign.memory.search.index import Index
 from tinyalign.vocabulary import RECALL, Engine
 
 if TYPE_CHECKING:
     from tinyalign.memory.bank.bank import MemoryBank
+    from tinyalign.memory.search.index import Index
     from tinyalign.memory.search.retriever import Hit
 
 FIRST = 64  # entries looked at before it is known how many are similar enough

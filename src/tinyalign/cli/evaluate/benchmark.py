@@ -37,8 +37,9 @@ class BenchmarkOptions:
 
 def open_benchmark(name: str, options: BenchmarkOptions) -> Benchmark:
     """The benchmark with its own settings; those of another one are an error, not ignored."""
-    from tinyalign.evaluation.benchmarks.registry import get_benchmark
+    from tinyalign.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
 
+    name = BENCHMARKS.check(name)
     return get_benchmark(name, **_settings(name, options))
 
 

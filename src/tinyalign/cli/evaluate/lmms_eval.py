@@ -24,11 +24,11 @@ TAKEN = (
     "batch_size", "seed", "device", "strict", "train_data", "json", "engine", "recall",
 )  # fmt: skip
 """Options that mean something here; lmms-eval's task files decide the others."""
+MODEL_ARGS = ("k", "control", "memory", "batch_size", "device", "seed", "engine", "recall")
 
 
 def evaluate_lmms_eval(args: EvaluateArgs) -> int:
     """Run the task on the model and write what was found."""
-    from tinyalign.evaluation.contamination import near_duplicates
     from tinyalign.evaluation.lmms_eval_tasks import run_task
     from tinyalign.evaluation.results import write_results
     from tinyalign.serving import lmms_eval_model
@@ -36,18 +36,8 @@ def evaluate_lmms_eval(args: EvaluateArgs) -> int:
     _check(args)
     started = time.perf_counter()
     assert args.lmms_eval is not None
-    model = lmms_eval_model.TinyAlign(
-        args.model,
-        args.bank,
-        k=args.k,
-        control=args.control,
-        memory=args.memory,
-        batch_size=args.batch_size,
-        device=args.device,
-        seed=args.seed,
-        engine=args.engine,
-        recall=args.recall,
-    )
+    settings = {name: getattr(args, name) for name in MODEL_ARGS}
+    model = lmms_eval_model.TinyAlign(args.model, args.bank, **settings)
     seen = _Seen(args, model)
     if args.strict:
         model.before = seen.refuse
@@ -66,18 +56,25 @@ def evaluate_lmms_eval(args: EvaluateArgs) -> int:
     path = write_results(args.out, results, found.predictions)
     if args.json:
         say_json(results.as_dict())
-        return 0
+    else:
+        _tell(args, results, found)
+        say(f"results:     {path}")
+    return 0
+
+
+def _tell(args: EvaluateArgs, results: Results, found: TaskRun) -> None:
+    """The task's numbers, and what must be read together with them."""
+    from tinyalign.evaluation.contamination import Contamination, near_duplicates
+
     rows: list[tuple[Any, ...]] = [(n, m.value, m.low, m.high) for n, m in found.metrics.items()]
     rows += [(name, value, "", "") for name, value in found.without_interval.items()]
     title = f"{args.lmms_eval}: {results.n} samples"
     say_table(columns((title, "value", "95 % from", "to"), rows))
     protocol = f"lmms-eval {found.protocol['version']}"
     say_table(facts([("protocol", protocol), ("rule", found.protocol["rule"])]))
-    say(f"contamination: {contamination.line}")
+    say(f"contamination: {Contamination.from_dict(results.contamination).line}")
     if near := near_duplicates(found.predictions):
         say(f"near-duplicates: {near}")
-    say(f"results:     {path}")
-    return 0
 
 
 class _Seen:

@@ -137,5 +137,5 @@ def _check_source(args: EvaluateArgs) -> None:
         for each in fields(args):
             if each.name in TASK_ONLY and getattr(args, each.name) != each.default:
                 raise ConfigError(f"--{each.name.replace('_', '-')} goes with --task alone")
-    if not args.path and args.benchmark != "easy-vqa":
+    if not args.path and (args.benchmark or "").replace("_", "-") != "easy-vqa":
         raise ConfigError("name what to judge on with --data")

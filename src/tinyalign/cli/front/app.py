@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from tinyalign.cli.front import old_names
 from tinyalign.errors import TinyAlignError
+from tinyalign.lazy import renamed
 from tinyalign.version import __version__
 
 DEBUG = "TINYALIGN_DEBUG"
@@ -34,8 +36,8 @@ class Verb:
 VERBS = {
     "quickstart": Verb("quickstart", "quickstart", "the whole method on small models, in minutes"),
     "data validate": Verb("data", "validate", "look for damage in a data set"),
-    "compress train": Verb(
-        "perceiver", "compress_train", "train the Perceiver that makes memories"
+    "perceiver train": Verb(
+        "perceiver", "perceiver_train", "train the Perceiver that makes memories"
     ),
     "bank build": Verb("bank.build", "bank_build", "turn pairs into a memory bank"),
     "bank add": Verb("bank.changes", "bank_add", "remember more pairs, or one image and text"),
@@ -80,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tinyalign.cli.front.options import parse
 
         function = VERBS[name].load()
+        rest = old_names.with_new_names(name, rest, _tell)
         arguments = parse(function, f"tinyalign {name}", rest)
         _prepare()
         code = function(arguments)
@@ -100,8 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _split(words: list[str]) -> tuple[str | None, list[str]]:
     """(verb, its arguments), or (None, words) where no verb is meant."""
     for size in (2, 1):
-        if " ".join(words[:size]) in VERBS and len(words) >= size:
-            return " ".join(words[:size]), words[size:]
+        name = " ".join(words[:size])
+        if name in old_names.VERBS:
+            _tell(renamed(f"tinyalign {name}", f"tinyalign {old_names.VERBS[name]}"))
+            name = old_names.VERBS[name]
+        if name in VERBS and len(words) >= size:
+            return name, words[size:]
     return None, words
 
 

@@ -6,19 +6,17 @@ is given once for each of them.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import shlex
-import textwrap
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from tinyalign.cli.front.recipe_options import add_recipe_options
 from tinyalign.errors import ConfigError
 from tinyalign.training.recipe.data import RECIPE_ONLY, DataSource
+from tinyalign.training.recipe.fields import field_docs
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -45,7 +43,7 @@ class DataOptions(DataSource):
 def parse(function: Callable[..., int], prog: str, argv: Sequence[str]) -> Any:
     """The function's argument dataclass, filled from `argv`.
 
-    A function with a `parser_for_help` attribute shows that parser's options too. Ends the
+    On --help, one whose arguments take a recipe's settings too shows those as well. Ends the
     process, as parsers do, on --help and on arguments that do not fit.
     """
     from jsonargparse import ArgumentParser
@@ -53,12 +51,13 @@ def parse(function: Callable[..., int], prog: str, argv: Sequence[str]) -> Any:
     cls = arguments_class(function)
     takes_rest = next((f.name for f in fields(cls) if f.metadata == REST), None)
     wants_help = any(word in ("-h", "--help") for word in argv)
-    base = getattr(function, "parser_for_help", None) if wants_help else None
-    parser = base() if base is not None else ArgumentParser(allow_abbrev=False)
+    parser = ArgumentParser(allow_abbrev=False)
     parser.prog, parser.description = prog, inspect.getdoc(function)
     add_options(parser, cls)
     parser.usage = usage(prog, cls)
     if wants_help:
+        if takes_rest is not None:
+            add_recipe_options(parser)
         parser.print_help()
         raise SystemExit(0)
     words, others = ([*argv], []) if takes_rest is None else _own(parser, argv)
@@ -138,21 +137,6 @@ def usage(prog: str, cls: Any) -> str:
             words.append(f"{_flag(name)} {name.upper()}")
     words.append("[options]")
     return " ".join(words)
-
-
-@cache
-def field_docs(cls: Any) -> dict[str, str]:
-    """The string under each field of a dataclass and of its bases."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, after in pairwise(body.body):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(after, ast.Expr):
-                continue
-            if isinstance(statement.target, ast.Name) and isinstance(after.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(after.value.value).split())
-    return docs
 
 
 def _required(each: Field[Any]) -> bool:

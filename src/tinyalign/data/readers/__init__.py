@@ -159,7 +159,7 @@ def _open(
     keep_unreadable: bool,
     strict: bool,
 ) -> Sequence[Sample]:
-    check_format(format)
+    format = check_format(format)
     images = None if reading.image_folder is None else Path(reading.image_folder)
     choice: Any = {
         "captions": reading.captions, "prompt": reading.prompt, "seed": reading.seed,
@@ -227,7 +227,7 @@ def detect_format(path: str | Path, files: Sequence[Path]) -> str:
     Raises:
         DataError: undecidable; the message lists the formats.
     """
-    if not files and str(path) == "easy_vqa":
+    if not files and str(path).replace("-", "_") == "easy_vqa":
         return "easy_vqa"
     if not files:
         raise _nothing_there(path)

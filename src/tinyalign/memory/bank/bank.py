@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import BankError
+from tinyalign.lazy import former
 from tinyalign.memory.bank.coding import CodingError
 from tinyalign.memory.bank.entries import Entries, Entry
 from tinyalign.memory.bank.file_watch import Watch
@@ -105,6 +106,8 @@ class MemoryBank:
     def coding_error(self) -> CodingError:
         """What coding the values cost, removed ones included; nothing where no entry is left."""
         return self.manifest.coding_error if len(self) else CodingError()
+
+    compressor_folder = former("compressor_folder", "perceiver_folder")
 
     @property
     def perceiver_folder(self) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinyalign.errors import BankError, ConfigError
+from tinyalign.lazy import former
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.entries import Entry
 from tinyalign.memory.perceiver import (
@@ -118,6 +119,8 @@ class Retriever:
     def search_settings(self) -> dict[str, Any]:
         """How the bank is searched, where that is not the default: for the record."""
         return getattr(self.index, "settings", {})
+
+    compressor = former("compressor", "perceiver")
 
     @property
     def key_function(self) -> KeyFunction:

@@ -13,6 +13,7 @@ import yaml
 
 from tinyalign.errors import ConfigError, TinyAlignError
 from tinyalign.log import logger
+from tinyalign.training.recipe.fields import settings_of
 from tinyalign.training.recipe.old_names import option_with_new_name, with_new_names
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.without_effect import without_effect
@@ -113,21 +114,36 @@ def _readable(path: Path) -> str:
 
 
 def _options(words: Sequence[str]) -> list[str]:
-    """Overrides with the names that fields have now: `--pretrain.learning-rate` is taken too."""
+    """Overrides with the names that fields have now, each with its value behind "=".
+
+    `--pretrain.learning-rate` is taken as well as `--pretrain.learning_rate`, a flag with a value
+    or without (`--data.strict`, `--no-pretrain.packing`), and an old name with a warning.
+    """
+    flags = {setting.name for setting in settings_of(Recipe) if setting.is_flag}
     found: list[str] = []
-    left = iter(words)
-    for word in left:
+    left = list(words)
+    while left:
+        word = left.pop(0)
         if not word.startswith("--"):
-            found.append(word)
+            found.append(word)  # the parser words it
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        following = value if equals else next(left, None)
-        name, following, said = option_with_new_name(name, following)
+        if name.removeprefix("no_") in flags and not equals and not _is_truth(left):
+            turned_on = not name.startswith("no_")
+            found.append(f"--{name.removeprefix('no_')}={str(turned_on).lower()}")
+            continue
+        given = value if equals else left.pop(0) if left else None
+        name, given, said = option_with_new_name(name, given)
         if said is not None:
             logger.warning("%s", said)
-        found += [f"--{name}"] if following is None else [f"--{name}={following}"]
+        found.append(f"--{name}" if given is None else f"--{name}={given}")
     return found
+
+
+def _is_truth(left: Sequence[str]) -> bool:
+    """Whether the next word is a flag's value."""
+    return bool(left) and left[0].lower() in ("true", "false")
 
 
 def _cause(error: BaseException) -> TinyAlignError | None:
