@@ -37,7 +37,7 @@ def exports(
 
 
 def former(old: str, new: str) -> Any:
-    """A property for the name that an attribute had, with a DeprecationWarning: `old = former(...)`."""
+    """A property for the name that an attribute had, with a DeprecationWarning."""
 
     def get(self: Any) -> Any:
         said = renamed(f"{type(self).__name__}.{old}", f"{type(self).__name__}.{new}")

@@ -37,7 +37,7 @@ def test_the_papers_benchmarks_have_both_protocols(name: str):
 
 
 def test_what_does_not_exist_is_refused_with_what_does():
-    with pytest.raises(EvaluationError, match="benchmark: expected one of gqa.*found 'qga'"):
+    with pytest.raises(EvaluationError, match=r"benchmark: expected one of gqa.*found 'qga'"):
         get_benchmark("qga")
     with pytest.raises(EvaluationError, match=r"no protocol 'llava'; it has llava-1\.5"):
         get_benchmark("gqa").protocol("llava")
