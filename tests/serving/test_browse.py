@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib.util
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +27,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from tinyalign.data.images import load_image
 from tinyalign.errors import ConfigError
@@ -28,10 +37,12 @@ from tinyalign.memory.building.changes import add_samples, remove_entries
 from tinyalign.memory.building.editor import compact
 from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.backbones.vision import VisionEncoder
-from tinyalign.serving.browse import server as server_module
+from tinyalign.serving.browse import app as app_module
 from tinyalign.serving.browse import view as view_module
+from tinyalign.serving.browse.app import browse_app
+from tinyalign.serving.browse.guard import HEADERS
 from tinyalign.serving.browse.pictures import Pictures
-from tinyalign.serving.browse.server import HEADERS, BrowseServer
+from tinyalign.serving.browse.server import BrowseServer
 from tinyalign.serving.browse.view import BankView
 
 from ..memory.conftest import bank, make_sample, perceiver, png, samples, vision  # noqa: F401
@@ -80,6 +91,17 @@ class Client:
         return self.send("POST", f"/api/search?{urlencode(values)}", body)
 
 
+@contextmanager
+def running(server: BrowseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def folder(bank: MemoryBank, tmp_path: Path) -> Path:  # noqa: F811
     """A copy of the bank of twelve, to be changed."""
@@ -90,12 +112,8 @@ def folder(bank: MemoryBank, tmp_path: Path) -> Path:  # noqa: F811
 def client(folder: Path, samples, tiny_vision_dir: Path) -> Iterator[Client]:  # noqa: F811
     """The page of that bank, with the samples as its data set."""
     view = BankView(MemoryBank.open(folder), Pictures(samples), vision_name=str(tiny_vision_dir))
-    with BrowseServer(view) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with BrowseServer(view) as server, running(server):
         yield Client(server)
-        server.shutdown()
-        thread.join()
 
 
 def ids(reply: Reply) -> list[str]:
@@ -109,11 +127,11 @@ def ids(reply: Reply) -> list[str]:
 def test_the_page_and_its_parts_are_served_and_may_load_nothing_from_elsewhere(client: Client):
     page = client.get("/")
     assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    parts = re.findall(rb'(?:src|href)="(/assets/[\w.]+)"', page.body)
-    parts += [b"/assets/map.js", b"/assets/parts.js"]  # imported by page.js
+    parts = re.findall(rb'(?:src|href)="(assets/[\w.]+)"', page.body)
+    parts += [b"assets/map.js", b"assets/parts.js"]  # imported by page.js
     assert len(parts) == 4
     for part in parts:
-        reply = client.get(part.decode())
+        reply = client.get(f"/{part.decode()}")
         assert (reply.status, len(reply.body) > 100) == (200, True)
         assert not re.search(rb"https?://|@import|//[a-z]+\.", reply.body), part
     policy = page.headers["Content-Security-Policy"]
@@ -124,7 +142,7 @@ def test_the_page_and_its_parts_are_served_and_may_load_nothing_from_elsewhere(c
 
 def test_every_asset_in_the_package_is_served_and_no_other():
     names = {each.name for each in files("tinyalign.serving.browse").joinpath("assets").iterdir()}
-    assert names == {*server_module.ASSETS, "index.html"}
+    assert names == {*app_module.ASSETS, "index.html"}
 
 
 def test_the_head_of_the_page(client: Client, folder: Path):
@@ -238,12 +256,12 @@ def test_an_upload_that_is_no_picture(client: Client, body: bytes):
 
 
 def test_an_upload_that_is_too_large_or_of_unknown_length(client: Client, monkeypatch):
-    monkeypatch.setattr(server_module, "LARGEST_UPLOAD", 100)
+    monkeypatch.setattr(app_module, "LARGEST_UPLOAD", 100)
     assert client.post(b"x" * 101).status == 413
     assert client.send("POST", "/api/search", None).status == 411
     chunked = client.send("POST", "/api/search", None, Transfer_Encoding="chunked")
     assert chunked.status == 411
-    assert client.send("POST", "/api/search", b"", Content_Length="-1").status == 411
+    assert client.send("POST", "/api/search", b"", Content_Length="-1").status == 400
     assert client.send("POST", "/api/entries", b"").status == 404
 
 
@@ -341,7 +359,7 @@ def test_no_other_file_can_be_reached(client: Client, target: str):
         ("evil.example@127.0.0.1.nip.example", 403),
         ("[", 403),
         ("", 403),
-        (None, 403),
+        (None, 400),  # no HTTP/1.1 at all
     ],
 )
 def test_only_a_host_header_that_names_this_machine(client: Client, host: str | None, status: int):
@@ -480,3 +498,105 @@ def test_ids_with_any_characters(client: Client, folder: Path, vision):  # noqa:
     add_samples(folder, [replace(make_sample(50), id=name)], vision)
     client.get("/api/bank")
     assert client.send("GET", f"/api/entry?id={quote(name, safe='')}").json["id"] == name
+
+
+# ------------------------------------------------------------------- what the server does by itself
+
+
+def raw(client: Client, request: bytes) -> bytes:
+    """The whole answer to a request written by hand."""
+    with socket.create_connection(client.server.server_address[:2], timeout=60) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_an_old_request_without_a_host_is_refused(client: Client):
+    assert raw(client, b"GET /api/bank HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+
+
+def test_several_requests_share_a_connection_until_one_fails(client: Client):
+    ask = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answers = raw(client, ask % b"/api/bank" + ask % b"/" + ask % b"/elsewhere" + ask % b"/")
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"200", b"404"]
+
+
+def test_refusals_and_errors_carry_the_headers_too(client: Client, monkeypatch, caplog):
+    def broken(view: BankView) -> dict:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(BankView, "facts", broken)
+    replies = [
+        client.get("/elsewhere"),
+        client.send("GET", "/", Host="evil.example"),
+        client.send("PUT", "/"),
+        client.get("/api/bank"),
+    ]
+    assert [reply.status for reply in replies] == [404, 403, 501, 500]
+    for reply in replies:
+        assert all(reply.headers[name] == value for name, value in HEADERS.items())
+        assert reply.headers["Cache-Control"] == "no-store"
+        assert reply.headers["Connection"] == "close"
+    assert replies[-1].json == {"error": "RuntimeError; the terminal says more"}
+    assert "secret" in caplog.text
+
+
+def test_addresses_that_cannot_be_read(client: Client):
+    assert client.send("GET", "/api/entry?id=%ff").status == 400
+    assert client.send("GET", "/api/entry?" + "&".join(["id=s1"] * 51)).status == 400
+    assert client.send("GET", "/api/bank/").status == 404  # nor is it sent on to another one
+    assert client.send("GET", "/", Origin="http://[").status == 403
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement(client: Client):
+    """asyncio switches Nagle's algorithm off only on sockets that were made as TCP."""
+    assert client.server._socket.proto == socket.IPPROTO_TCP
+
+
+def test_another_application_can_mount_the_page(folder: Path, samples, monkeypatch):  # noqa: F811
+    view = BankView(MemoryBank.open(folder), Pictures(samples))
+    outer = Starlette(routes=[Mount("/bank", browse_app(view))])
+    monkeypatch.setattr("tinyalign.serving.browse.server.browse_app", lambda *_: outer)
+    with BrowseServer(view) as server, running(server):
+        mounted = Client(server)
+        page = mounted.get("/bank/")
+        assert page.body.count(b'="assets/') == 2
+        for part in app_module.ASSETS:
+            reply = mounted.get(f"/bank/assets/{part}")
+            assert reply.status == 200
+            assert not re.search(rb'["`]/(?:api|image|assets)/', reply.body), part
+        assert mounted.get("/bank/api/bank").json["count"] == 12
+        shown = mounted.get("/bank/api/entry", id="s5").json
+        assert mounted.get(f"/bank/image/{shown['image_hash']}").status == 200
+        refused = mounted.send("GET", "/bank/api/bank", Host="evil.example")
+        assert (refused.status, f"{server.url}bank" in refused.json["error"]) == (403, True)
+        assert mounted.get("/api/bank").status == 404
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_extra_is_named_with_the_command(folder: Path, monkeypatch, package: str):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+    )
+    with pytest.raises(ConfigError, match=rf'{package}.*pip install "tinyalign-vlm\[serve\]"'):
+        BrowseServer(BankView(MemoryBank.open(folder), Pictures()))
+
+
+@pytest.mark.slow  # a process of its own
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to one process on Windows")
+def test_ctrl_c_ends_it_quietly_though_a_connection_is_open(folder: Path):
+    command = [sys.executable, "-m", "tinyalign", "bank", "browse", str(folder)]
+    page = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert page.stdout is not None
+        said = re.search(r"http://(.*):(\d+)/", page.stdout.readline())
+        assert said is not None
+        connection = http.client.HTTPConnection(said[1], int(said[2]), timeout=60)
+        connection.request("GET", "/api/bank")
+        assert json.load(connection.getresponse())["count"] == 12
+        page.send_signal(signal.SIGINT)
+        _, errors = page.communicate(timeout=60)
+        connection.close()
+    finally:
+        page.kill()
+    assert (page.returncode, errors) == (0, "")

@@ -43,7 +43,7 @@ def url(bank, samples, vision, tmp_path_factory) -> Iterator[str]:  # noqa: F811
     add_samples(folder, [replace(make_sample(90), id=HOSTILE, source=HOSTILE)], vision)
     view = BankView(MemoryBank.open(folder), Pictures(samples))
     with BrowseServer(view) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.url
         server.shutdown()

@@ -84,7 +84,7 @@ def test_the_page_answers_while_it_runs(run, bank, monkeypatch: pytest.MonkeyPat
     serve = BrowseServer.serve_forever
 
     def look_once(server: BrowseServer) -> None:
-        thread = threading.Thread(target=serve, args=(server, 0.01))
+        thread = threading.Thread(target=serve, args=(server,))
         thread.start()
         with urllib.request.urlopen(f"{server.url}api/bank", timeout=60) as reply:
             found.append(json.load(reply))

@@ -256,7 +256,7 @@ export class KeyMap {
     if (!this.entries.has(row)) {
       await new Promise((done) => setTimeout(done, 40)); // passing over a point asks nothing
       if (this.chosen !== i) return this.entries.get(row);
-      const asked = ask("/api/entry", { row, generation: this.data.generation });
+      const asked = ask("api/entry", { row, generation: this.data.generation });
       asked.catch(() => this.entries.delete(row));
       this.entries.set(row, asked);
     }

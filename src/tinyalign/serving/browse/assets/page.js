@@ -41,7 +41,7 @@ function fail(error) {
 
 async function start() {
   try {
-    bank = await ask("/api/bank");
+    bank = await ask("api/bank");
   } catch (error) {
     fail(error);
     return;
@@ -111,7 +111,7 @@ async function showSheet(now) {
 async function browse(page, source, order) {
   const late = setTimeout(() => say("Loading …"), 400);
   const values = { page, source, order };
-  const found = await ask("/api/entries", values, undefined, running.signal)
+  const found = await ask("api/entries", values, undefined, running.signal)
     .finally(() => clearTimeout(late));
   scores.clear();
   mark([], []);
@@ -131,7 +131,7 @@ async function browse(page, source, order) {
 async function search(text, source) {
   const first = image && !bank.vision_loaded;
   say(first ? `Loading the vision encoder ${bank.vision || ""} for the first picture …` : "Searching …");
-  const found = await ask("/api/search", { text, source }, image || undefined, running.signal);
+  const found = await ask("api/search", { text, source }, image || undefined, running.signal);
   if (image) bank.vision_loaded = true;
   const by = [text && `“${text}”`, image && "the picture"].filter(Boolean).join(" and ");
   $("heading").textContent = `Nearest to ${by}` + (source ? `, from ${source}` : "");
@@ -170,7 +170,7 @@ async function showEntry(now) {
   if (lastOpened === now.id) return;
   lastOpened = now.id;
   try {
-    const entry = await ask("/api/entry", { id: now.id });
+    const entry = await ask("api/entry", { id: now.id });
     if (lastOpened !== now.id) return;
     detail(entry);
     if (!dialog.open) dialog.showModal();
@@ -212,7 +212,7 @@ async function nearest(id) {
   $("entry-status").textContent = "Searching …";
   const images = $("others").checked ? "other" : "all";
   try {
-    const found = await ask("/api/neighbours", { id, k: NEIGHBOURS, images });
+    const found = await ask("api/neighbours", { id, k: NEIGHBOURS, images });
     if (lastOpened !== id) return;
     fill($("near"), found.entries);
     $("entry-status").textContent = found.entries.length ? "" : "There is no other entry.";
@@ -239,7 +239,7 @@ async function showMap() {
     ? "Drawing the map; UMAP takes a minute or so …"
     : "Drawing the map …";
   try {
-    const data = await ask("/api/map", { method });
+    const data = await ask("api/map", { method });
     if (mapped !== method) return;
     keyMap.show(data);
     $("map-note").textContent = mapNote(data);

@@ -47,7 +47,7 @@ export function picture(entry, size) {
   const image = make("img", { alt: "", loading: "lazy", decoding: "async" });
   image.onload = () => image.classList.toggle("small", image.naturalWidth < TINY);
   image.onerror = () => image.replaceWith(words());
-  image.src = `/image/${encodeURIComponent(entry.image_hash)}?size=${size}`;
+  image.src = `image/${encodeURIComponent(entry.image_hash)}?size=${size}`;
   return image;
 }
 
