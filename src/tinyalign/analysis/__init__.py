@@ -1,1 +1,1 @@
-"""What it means: figures, and later the analyses of the paper."""
+"""What it means: curves, contact sheets, pages of flips, peaks of memory."""

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyalign.errors import BankError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.files import cannot_read
 from tinyalign.memory.bank.manifest import MANIFEST
@@ -48,3 +49,18 @@ def find_bank(path: str | Path) -> str | Path:
     except OSError as error:  # a folder that this user may not look into
         raise cannot_read(folder, error) from error
     return Path(json.loads(note.read_text(encoding="utf-8"))["bank"])
+
+
+def own_bank(path: str | Path) -> MemoryBank:
+    """The bank in a folder, to be changed. BankError for a run folder, whose bank is not its own.
+
+    What `train` made lies in the cache, and other runs that are made of the same read it too.
+    """
+    folder = Path(path)
+    if (folder / MEMORY_NOTE).is_file() and not (folder / MANIFEST).is_file():
+        raise BankError(
+            f"{folder}: expected a bank's folder, found a run; its bank {find_bank(folder)} may "
+            "serve other runs too, so it is not changed from here. Make a bank of your own: "
+            f"`tinyalign bank merge {folder} --out BANK`, and change that"
+        )
+    return MemoryBank.open(folder)

@@ -15,7 +15,8 @@ from tinyalign.model.remote import AUTO_MAP, PackageIsTheCode, write_remote_modu
 
 
 class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
-    """Config of a vision tower, a connector, an LLM and, for `memory_k` > 0, a RAG connector.
+    """Config of a vision tower, an image connector, an LLM and, for `memory_k` > 0, a
+    memory connector (the RAG connector of the paper).
 
     image_token_id, memory_token_id: ids of the placeholder tokens in the LLM's vocabulary.
     image_seq_length: tokens an image takes in the LLM's input (after the connector).
@@ -24,7 +25,7 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_k: memories a query (k of the paper); 0 is the baseline.
     memory_fusion, memory_fusion_args: how k memories become tokens (`model.forms`).
     memory_latents_used: latents taken of each memory by sequence fusion, the first ones.
-    memory_hidden_size: hidden width of the RAG connector's MLP; None is the LLM's width.
+    memory_hidden_size: hidden width of the memory connector's MLP; None is the LLM's width.
     memory_linear_skip: add the linear map beside the MLP that can be started in closed form.
     memory_word_skip: add what the Perceiver's read-out says of each text latent, in the LLM's
         embeddings (`connectors.memory.WordSkip`).

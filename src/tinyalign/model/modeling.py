@@ -63,7 +63,7 @@ class TinyAlignPreTrainedModel(PackageIsTheCode, PreTrainedModel):
 
 
 class TinyAlignModel(PlacementMixin, TinyAlignPreTrainedModel):
-    """Vision tower, connector, RAG connector and LLM without its head."""
+    """Vision tower, image connector, memory connector and LLM without its head."""
 
     def __init__(self, config: TinyAlignConfig) -> None:
         super().__init__(config)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef, Message
 from tinyalign.errors import EvaluationError
-from tinyalign.evaluation.controls.rows import with_control
+from tinyalign.evaluation.controls.comparison_rows import with_control
 from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.running.conversations import Answerer, Conversation
 from tinyalign.log import logger, progress

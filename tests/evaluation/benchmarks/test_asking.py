@@ -11,7 +11,7 @@ from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.benchmarks.asking import Asking, prepare
 from tinyalign.evaluation.benchmarks.registry import get_benchmark
 from tinyalign.evaluation.benchmarks.scoring import score_files
-from tinyalign.evaluation.controls.rows import evaluate_rows
+from tinyalign.evaluation.controls.comparison_rows import evaluate_rows
 from tinyalign.evaluation.results import read_results
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.evaluation.running.shards import Shard

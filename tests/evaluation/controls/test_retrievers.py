@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tinyalign.errors import EvaluationError
+from tinyalign.evaluation.controls.comparison_rows import ROWS, evaluate_rows, with_control
 from tinyalign.evaluation.controls.retrievers import ShuffledBank
-from tinyalign.evaluation.controls.rows import ROWS, evaluate_rows, with_control
 from tinyalign.evaluation.results import read_results
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.memory.search.retriever import Exclusion

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from tinyalign.data.images import image_hash, load_image
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.building.editor import BankEditor
+from tinyalign.memory.search.cycle import Cycle
 from tinyalign.memory.search.index import EXACT_UP_TO, KeyIndex
 from tinyalign.memory.search.neighbours import NeighbourTable, data_hash
 
@@ -101,6 +103,28 @@ def test_the_rows_of_another_sample(table) -> None:
     for i, (rows, banned) in enumerate(zip(shuffled.indices.tolist(), table.excluded)):
         others = [set(other) - set(banned) for j, other in enumerate(original) if j != i]
         assert any(other <= set(rows) for other in others)
+
+
+def test_shuffled_values_are_dealt_as_evaluation_deals_them(table, bank) -> None:
+    cycle = Cycle(bank.live, bank.rows, 5)
+    shuffled = table.shuffled(5)
+    for i, banned in enumerate(table.excluded):
+        expected = [cycle.next(row, banned) for row in table.indices[i].tolist() if row >= 0]
+        found = [row for row in shuffled.indices[i].tolist() if row >= 0]
+        assert found == expected
+        assert all(a != b for a, b in zip(found, table.indices[i].tolist()))
+
+
+def test_a_cycle_passes_every_entry_once_and_skips_what_is_banned() -> None:
+    live = np.array([0, 2, 3, 7])
+    cycle, at, passed = Cycle(live, 9, 0), 0, []
+    for _ in live:
+        at = cycle.next(at)
+        passed.append(at)
+    assert sorted(passed) == live.tolist()
+    assert passed[-1] == 0
+    first = cycle.next(0)
+    assert cycle.next(0, {first}) == cycle.next(first)
 
 
 def test_saving_and_loading_changes_nothing(table, tmp_path: Path) -> None:

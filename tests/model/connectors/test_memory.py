@@ -1,4 +1,4 @@
-"""The RAG connector: tokens for every k, absent memories, the soft prompt, the closed form."""
+"""The memory connector: tokens for every k, absent memories, the soft prompt, the closed form."""
 
 import pytest
 import torch

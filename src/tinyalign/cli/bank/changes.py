@@ -93,11 +93,11 @@ def bank_update(args: BankAddArgs) -> int:
 
 
 def _add(args: BankAddArgs, update: bool) -> int:
-    from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.building.changes import add_samples
+    from tinyalign.memory.open_bank import own_bank
     from tinyalign.model.device import choose_device
 
-    bank = MemoryBank.open(args.bank)
+    bank = own_bank(args.bank)
     samples = _pairs(_as_before(args, bank) if update else args)
     change = add_samples(
         args.bank,
@@ -214,10 +214,10 @@ def bank_remove(args: BankRemoveArgs) -> int:
     They are gone from the next search of everyone who has the bank open. Their room on the disk
     is freed by `tinyalign bank compact`.
     """
-    from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.building.changes import Change, remove_entries
+    from tinyalign.memory.open_bank import own_bank
 
-    bank = MemoryBank.open(args.bank)
+    bank = own_bank(args.bank)
     entries = _to_remove(args, bank)
     if args.dry_run or not entries:
         change = Change(bank)

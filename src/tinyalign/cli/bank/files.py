@@ -68,7 +68,7 @@ class BankMergeArgs:
     """Arguments of `tinyalign bank merge`."""
 
     banks: list[str] = field(metadata=POSITIONAL)
-    """The folders of the banks, in order."""
+    """The folders of the banks, or of runs that used them, in order. One alone is copied."""
     out: str
     """Folder of the new bank."""
     keep: Literal["error", "first"] = "error"
@@ -83,8 +83,9 @@ def bank_merge(args: BankMergeArgs) -> int:
     Keys and values are copied as they are; the banks themselves stay as they were.
     """
     from tinyalign.memory.building.changes import merge_banks
+    from tinyalign.memory.open_bank import find_bank
 
-    change = merge_banks(args.banks, args.out, keep=args.keep)
+    change = merge_banks([find_bank(one) for one in args.banks], args.out, keep=args.keep)
     say_change(args, change)
     if change.skipped and not args.json:
         say(f"left out: {len(change.skipped)} whose ids are in an earlier bank")
@@ -106,10 +107,10 @@ def bank_compact(args: BankCompactArgs) -> int:
 
     Readers that have the bank open keep the view they have until they refresh.
     """
-    from tinyalign.memory.bank.bank import MemoryBank
     from tinyalign.memory.building.editor import compact
+    from tinyalign.memory.open_bank import own_bank
 
-    before = MemoryBank.open(args.bank).info()
+    before = own_bank(args.bank).info()
     bank = compact(args.bank)
     freed = before["bytes"] - bank.info()["bytes"]
     if args.json:

@@ -46,7 +46,8 @@ class EvaluateArgs(BenchmarkOptions, SearchOptions, DataOptions):
     resume: bool = True
     """Go on from what lies in --out; --no-resume drops it and starts over."""
     split: str = "test"
-    """The split, where a data set has several."""
+    """The split, where a data set has several: the test split here, where other verbs take the
+    training split unless told otherwise."""
     memory: Literal["on", "off"] = "on"
     """With a bank: "off" shows the model none of its memories."""
     control: EvaluationControl = "none"

@@ -46,7 +46,7 @@ def evaluate(args: EvaluateArgs) -> int:
 
 def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
     """What was found, by the row's name; of one row alone by what was measured."""
-    from tinyalign.evaluation.controls.rows import evaluate_rows, with_control
+    from tinyalign.evaluation.controls.comparison_rows import evaluate_rows, with_control
     from tinyalign.evaluation.running.runner import evaluate as judge
     from tinyalign.evaluation.running.shards import Shard, local_device, rank
     from tinyalign.serving.load import load

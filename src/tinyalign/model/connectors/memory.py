@@ -1,4 +1,4 @@
-"""The RAG connector θ_RC: k memory values E_R -> memory tokens H_R for the LLM.
+"""The memory connector, θ_RC of the paper ("RAG connector"): k values E_R -> tokens H_R.
 
 A fusion form is one small module. To add one: write a class with
 

@@ -83,7 +83,7 @@ class ModelFlops:
     image: float
     """An image in its connector, and in the tower where that runs at every step."""
     memory: float
-    """The memories of a sample in the RAG connector."""
+    """The memories of a sample in the memory connector."""
 
     def of(self, work: Work) -> float:
         """FLOP of some work."""

@@ -99,9 +99,9 @@ class FusionArgs:
     latents_used: int = 32
     """Latents taken of each memory by the form "sequence", the first ones."""
     hidden_size: int | None = None
-    """Hidden width of the RAG connector; by default the LLM's width."""
+    """Hidden width of the memory connector; by default the LLM's width."""
     linear_skip: bool = False
-    """Add a linear map beside the RAG connector's MLP."""
+    """Add a linear map beside the memory connector's MLP."""
     closed_form: bool = True
     """Start the linear skip at the ridge regression from latents to the LLM's embeddings."""
     word_skip: bool = False

@@ -69,7 +69,7 @@ class StageArgs:
     max_grad_norm: float = 1.0
     """Longer gradients are shortened to this norm."""
     connectors: Mode = "full"
-    """Image connector and RAG connector."""
+    """Image connector and memory connector."""
     template: str | None = None
     """Chat template of this stage alone, such as "plain"; by default the model's."""
     language: LanguageMode = "frozen"
