@@ -162,6 +162,19 @@ def test_a_file_has_one_idea_and_says_it():
         assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
 
 
+def test_tests_mirror_the_rooms_and_wings():
+    """A test lies in the folder of what it tests; what it tests may have several."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        assert (ROOT / "src" / "tinyalign" / folder / "__init__.py").is_file(), path
+    wings = {
+        path.parent.relative_to(ROOT / "src" / "tinyalign")
+        for path in (ROOT / "src" / "tinyalign").rglob("__init__.py")
+    }
+    tested = {path.parent.relative_to(ROOT / "tests") for path in ROOT.glob("tests/**/test_*.py")}
+    assert wings - tested <= {Path("serving/browse")}  # tested as a whole, in serving/
+
+
 def test_the_index_of_the_design_leads_to_files_that_are_there():
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", page, re.MULTILINE)
@@ -317,22 +330,24 @@ print(json.dumps(pages))
 TWO_WORD_VERBS = ("data", "bank", "perceiver", "recipes")
 
 
-@pytest.mark.slow
-def test_tinyalign_commands_in_readme_exist_with_their_options():
+@pytest.mark.slow  # a process of its own
+def test_tinyalign_commands_in_the_texts_exist_with_their_options():
     asked = []
-    for words in commands("README.md"):
-        if words[0] == "tinyalign" and len(words) > 1:
-            size = 2 if words[1] in TWO_WORD_VERBS else 1
-            asked.append((" ".join(words[1 : 1 + size]), words[1 + size :], shlex.join(words)))
-    assert asked, "README.md shows no `tinyalign` command in a fenced block"
-    done = run_python(HELP, json.dumps(sorted({verb for verb, _, _ in asked})))
+    texts = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+    for file in texts:
+        for words in commands(file):
+            if words[0] == "tinyalign" and len(words) > 1:
+                size = 2 if words[1] in TWO_WORD_VERBS else 1
+                asked.append((file, " ".join(words[1 : 1 + size]), words[1 + size :]))
+    assert {"README.md", "docs/bank.md", "docs/stages.md"} <= {file for file, *_ in asked}
+    done = run_python(HELP, json.dumps(sorted({verb for _, verb, _ in asked})))
     assert done.returncode == 0, done.stderr
     pages = json.loads(done.stdout.splitlines()[-1])
-    for verb, rest, command in asked:
-        assert pages[verb]["code"] == 0, f"{command}\n{pages[verb]['page']}"
+    for file, verb, rest in asked:
+        assert pages[verb]["code"] == 0, f"{file}: {verb}\n{pages[verb]['page']}"
         for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
             shown = re.search(re.escape(option) + r"(?![\w-])", pages[verb]["page"])
-            assert shown, f"README.md: `{command}`, but `tinyalign {verb} --help` has no {option}"
+            assert shown, f"{file}: {verb} {' '.join(rest)}, but its --help has no {option}"
 
 
 def test_ci_runs_the_tests_that_readme_names():

@@ -110,6 +110,7 @@ MOVED: dict[str, str] = {
 """Old module -> new module."""
 
 RENAMED: dict[str, str] = {
+    "tinyalign.model.vision.feature_width": "tinyalign.model.backbones.feature_width:feature_width",
     "tinyalign.evaluation.judge.Judge": "tinyalign.evaluation.running.predictor:Predictor",
     "tinyalign.evaluation.rows.MemoryMode": "tinyalign.vocabulary:EvaluationControl",
     "tinyalign.evaluation.rows.with_mode": "tinyalign.evaluation.controls.comparison_rows:with_control",

@@ -6,7 +6,7 @@ templates) are in registries instead (`tinyalign.registry`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 TrainingControl = Literal[
     "none", "soft_prompt", "random", "shuffled", "another_sample", "untrained_perceiver"
@@ -28,6 +28,10 @@ OLD_CONTROLS: dict[str, str] = {
 }
 """What controls were called before, and what each is called now."""
 
+KeyKind: TypeAlias = str
+"""A key function by its name in the registry, `memory.keys.registry.KEY_FUNCTIONS`."""
+DataFormat: TypeAlias = str
+"""A format by its name in the registry, `data.formats.READERS`, or "auto"."""
 CacheChoice = Literal["auto", "features", "pixels", "none"]
 """Which images' work is kept between steps and runs; see `data.cache`."""
 CaptionChoice = Literal["first", "all", "random"]

@@ -12,7 +12,7 @@ from tinyalign.cli.front.options import repeated
 from tinyalign.cli.front.output import facts, percent, say, say_json, say_table
 from tinyalign.errors import ConfigError
 from tinyalign.training.recipe.memory import PerceiverTraining
-from tinyalign.vocabulary import CaptionChoice
+from tinyalign.vocabulary import CaptionChoice, KeyKind
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class PerceiverTrainArgs(PerceiverTraining, EncoderOptions):
     captions: CaptionChoice = "all"
     """Of several captions of an image: each of them here, where `bank build` takes the first unless
     told otherwise."""
-    key: str = "pooled"
+    key: KeyKind = "pooled"
     """Key function that is fitted along with it and decides what a search finds. "pooled": image
     features beside the instruction's words. "attention": the paper's. "aligned": entries by their
     text, queries by what their image should say."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError, ConfigError, DataError, first_few
+from tinyalign.lazy import exports
 from tinyalign.log import logger, progress
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.building.make_entries import Batches, Prepared, UnusableSample, encode
@@ -322,3 +323,8 @@ def _keys(
     texts = [one.sample.text for one in batch]
     queries = perceiver.keys(features, asked).cpu()
     return queries, perceiver.entry_keys(features, asked, texts).cpu()
+
+
+__getattr__, _names, _all = exports(
+    __name__, {}, old={"NEAR": "tinyalign.vocabulary:NEAR_DUPLICATE"}
+)

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = exports(
         "PROJECTION_SEED": "tinyalign.memory.keys.image_text",
     },
     old={
+        "KeyKind": "tinyalign.vocabulary:KeyKind",
         "KeyFunction": "tinyalign.memory.keys.image_text:ImageTextKeyFunction",
     },
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tinyalign.vocabulary import KeyKind
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
@@ -89,7 +91,7 @@ class KeyCorpus:
     """Hexadecimal, one a pair."""
     tokenizer: Tokenizer
     """The Perceiver's."""
-    kind: str = "pooled"
+    kind: KeyKind = "pooled"
     """The name that was asked for: one fitting may serve several."""
     alpha: float = 0.4
     """The image's share, as the recipe has it."""

@@ -10,6 +10,7 @@ from tinyalign.data.sample import Sample
 from tinyalign.memory.keys.protocol import KeyCorpus, KeyFunction
 from tinyalign.memory.keys.registry import KEY_FUNCTIONS
 from tinyalign.training.caches.features import Features
+from tinyalign.vocabulary import KeyKind
 
 
 def fit_key_function(
@@ -17,7 +18,7 @@ def fit_key_function(
     features: Features,
     usable: Sequence[int],
     tokenizer: Tokenizer,
-    kind: str,
+    kind: KeyKind,
     alpha: float,
 ) -> KeyFunction:
     """The key function `kind`, fitted on the pairs at the numbers `usable`.

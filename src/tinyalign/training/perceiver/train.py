@@ -28,6 +28,7 @@ from tinyalign.training.caches.features import Features
 from tinyalign.training.perceiver.fit_keys import fit_key_function
 from tinyalign.training.perceiver.text_loss import TextScore, silence_loss, text_loss, text_targets
 from tinyalign.training.recipe.memory import PerceiverTraining
+from tinyalign.vocabulary import KeyKind
 
 REPORT = "report.json"
 
@@ -49,7 +50,7 @@ def train_perceiver(
     out: str | Path,
     args: PerceiverTraining | None = None,
     *,
-    key: str = "pooled",
+    key: KeyKind = "pooled",
     alpha: float = 0.4,
     seed: int = 0,
     device: str | torch.device = "cpu",

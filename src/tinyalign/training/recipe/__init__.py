@@ -17,6 +17,8 @@ __getattr__, __dir__, __all__ = exports(
         "Tracker": "tinyalign.training.recipe.recipe",
     },
     old={
+        "DataFormat": "tinyalign.vocabulary:DataFormat",
+        "KeyKind": "tinyalign.vocabulary:KeyKind",
         "CompressArgs": "tinyalign.training.recipe.memory:PerceiverTraining",
         "Control": "tinyalign.vocabulary:Control",
     },

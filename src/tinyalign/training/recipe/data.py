@@ -7,7 +7,7 @@ from typing import Literal
 
 from tinyalign.data.formats import check_format
 from tinyalign.errors import ConfigError
-from tinyalign.vocabulary import CacheChoice, CaptionChoice
+from tinyalign.vocabulary import CacheChoice, CaptionChoice, DataFormat
 
 RECIPE_ONLY = {"recipe_only": True}
 """The mark of a field that recipes have, and options of single verbs have not."""
@@ -21,7 +21,7 @@ class MixturePart:
     """A file, folder, glob, URL, or a list of shards."""
     weight: float = 1.0
     """Its share of the samples, beside the weights of the others."""
-    format: str = "auto"
+    format: DataFormat = "auto"
     """How to read it."""
     image_folder: str | None = None
     """Where relative image paths start."""
@@ -44,7 +44,7 @@ class DataSource:
 
     path: str | list[str] = ""
     """A file, folder or glob, the URL of a shard or a list of shards, or the name "easy_vqa"."""
-    format: str = "auto"
+    format: DataFormat = "auto"
     """How to read it: llava, parquet, csv, webdataset, easy_vqa, or a format that another package
     registers; "auto" looks at suffix and content."""
     image_folder: str | None = None

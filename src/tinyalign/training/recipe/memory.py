@@ -10,7 +10,7 @@ from tinyalign.memory.keys.registry import KEY_FUNCTIONS
 from tinyalign.model.forms import FUSIONS
 from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.old_names import FLAT_MEMORY, takes_old_names
-from tinyalign.vocabulary import CaptionChoice, KeysDtype, TrainingControl, ValuesDtype
+from tinyalign.vocabulary import CaptionChoice, KeyKind, KeysDtype, TrainingControl, ValuesDtype
 
 
 @dataclass
@@ -117,7 +117,7 @@ class FusionArgs:
 class KeyArgs:
     """What an entry is found by."""
 
-    kind: str = "pooled"
+    kind: KeyKind = "pooled"
     """Key function. "pooled": mean image features beside the instruction's words. "attention": the
     paper's. "aligned": entries by their text, queries by what their image should say. Or one that
     another package registers."""
