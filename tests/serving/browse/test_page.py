@@ -19,7 +19,7 @@ from tinyalign.serving.browse.pictures import Pictures
 from tinyalign.serving.browse.server import BrowseServer
 from tinyalign.serving.browse.view import BankView
 
-from ..memory.conftest import bank, make_sample, perceiver, samples, vision  # noqa: F401
+from ...memory.conftest import bank, make_sample, perceiver, samples, vision  # noqa: F401
 
 pytestmark = pytest.mark.slow  # a browser
 
