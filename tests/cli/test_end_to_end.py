@@ -58,7 +58,7 @@ def test_pairs_to_answers(run, workplace: Path, tiny_vision_dir: Path):
     assert re.search(r"text tokens read back +│ +\d+\.\d %", out)
     next_one = f"bank build --data {data} --vision {tiny_vision_dir} --perceiver {perceiver}"
     assert next_one in out
-    assert "holds a compressor already" in run("perceiver", "train", *here, "--out", perceiver)[2]
+    assert "holds a Perceiver already" in run("perceiver", "train", *here, "--out", perceiver)[2]
 
     built = report("bank", "build", *here, "--perceiver", perceiver, "--out", bank)
     assert (built["count"], built["skipped"]) == (24, [])

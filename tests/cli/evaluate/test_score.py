@@ -94,7 +94,7 @@ def test_bad_input_is_named(run, gqa, tmp_path: Path):
         return said
 
     both = ("--predictions", predictions, "--references", references)
-    assert "there are gqa, vqav2" in errors("--benchmark=qga", *both)
+    assert "expected one of gqa, vqav2" in errors("--benchmark=qga", *both)
     assert "no protocol 'x'" in errors("--benchmark=gqa", "--protocol=x", *both)
     assert str(gone) in errors("--benchmark=gqa", "--predictions", gone, "--references", references)
     assert str(gone) in errors(
