@@ -256,7 +256,7 @@ class BankWriter:
     def commit(self, manifest: Manifest) -> MemoryBank:
         """Finish the files, then rename them and the manifest into place: now it is a bank.
 
-        `manifest` comes without segments and compressor; both are filled in here. Killed at any
+        `manifest` comes without segments and Perceiver; both are filled in here. Killed at any
         point, the same build run again commits the same bytes.
         """
         self.checkpoint(self.progress.position)

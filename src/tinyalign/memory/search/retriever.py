@@ -136,7 +136,7 @@ class Retriever:
         """The memories of a batch: E_R values (B, slots, 32, 96) fp32, mask, scores and ids.
 
         vision_features (B, n, D), frozen, before the connector; query_ids (B, L) from
-        `compressor.query_ids` (0 is padding) or None; exclude: one Exclusion a query. Tensors
+        `perceiver.query_ids` (0 is padding) or None; exclude: one Exclusion a query. Tensors
         come back on the device of the features.
         """
         queries = self.key_function.keys(vision_features.detach(), query_ids)
