@@ -7,10 +7,10 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:  # no help page needs a table
+    from rich.table import Table
 
 
 def say(line: str = "") -> None:
@@ -25,6 +25,8 @@ def say_json(value: Any) -> None:
 
 def say_table(table: Table) -> None:
     """A table, as wide as it needs where no terminal limits it."""
+    from rich.console import Console
+
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=160)
@@ -33,6 +35,8 @@ def say_table(table: Table) -> None:
 
 def facts(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
     """A table of names and values."""
+    from rich.table import Table
+
     table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -43,6 +47,8 @@ def facts(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
 
 def columns(names: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
     """A table with a head; columns of numbers stand on the right."""
+    from rich.table import Table
+
     lines = [list(row) for row in rows]
     table = Table(title=title)
     for index, name in enumerate(names):

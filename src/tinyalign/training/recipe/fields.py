@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 
@@ -55,14 +55,19 @@ def field_docs(cls: Any) -> dict[str, str]:
     """The string under each field of a dataclass and of its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, after in pairwise(body.body):
+        for statement, after in pairwise(_classes(inspect.getfile(base))[base.__name__].body):
             if not isinstance(statement, ast.AnnAssign) or not isinstance(after, ast.Expr):
                 continue
             if isinstance(statement.target, ast.Name) and isinstance(after.value, ast.Constant):
                 docs[statement.target.id] = " ".join(str(after.value.value).split())
     return docs
+
+
+@cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by name, from its source: read once for all of them."""
+    module = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {one.name: one for one in ast.walk(module) if isinstance(one, ast.ClassDef)}
 
 
 def _group(kind: Any) -> type | None:
