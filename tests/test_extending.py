@@ -122,6 +122,31 @@ track: []
 
 
 @pytest.mark.slow  # builds a package
+def test_the_command_of_the_page_fits_its_parts(installed: Path, tmp_path: Path) -> None:
+    """The recipe, the settings and the options that the page's last block uses go together."""
+    block = PAGE.read_text(encoding="utf-8").rpartition("```bash")[2].partition("```")[0]
+    [words] = re.findall(r"^tinyalign train (.*?)$", block.replace("\\\n", " "), re.MULTILINE)
+    code = (
+        "import shlex, sys\n"
+        "from tinyalign.training.recipe.files import load_recipe\n"
+        "from tinyalign.model.forms import FUSIONS\n"
+        "words = shlex.split(sys.argv[1])\n"
+        "words = ['--output' if word == '--out' else word for word in words]\n"
+        "recipe = load_recipe(words[words.index('--config') + 1], words[2:])\n"
+        "memory = recipe.memory\n"
+        "print(memory.fusion.form, memory.fusion.args, memory.key.kind, recipe.model.connector)\n"
+        "print(recipe.output, recipe.data.pretrain_eval, FUSIONS[memory.fusion.form].__name__)\n"
+    )
+    source = Path(tinyalign.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(installed), str(source)))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, words], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["mean {} plain one-token", "runs/mine None Mean"]
+
+
+@pytest.mark.slow  # builds a package
 def test_without_the_package_the_error_says_what_is_missing(installed: Path) -> None:
     with pytest.raises(ConfigError, match=r"fusion form: expected one of width, sequence.*'mean'"):
         FUSIONS.check("mean")
@@ -159,8 +184,17 @@ def test_hyphens_and_underscores_are_one(registry: Registry) -> None:
     assert registry.check("two_words") == "two-words"
 
 
+def test_a_name_that_is_no_text_is_refused_and_get_has_a_default(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match="thing: expected one of ours, found None"):
+        registry.check(None)
+    assert registry.get("nobody's", 7) == 7
+    assert registry.get("ours") is json.dumps
+
+
 def test_an_unknown_name_lists_what_there_is_and_what_is_like_it(registry: Registry) -> None:
-    with pytest.raises(ConfigError, match=r"thing: expected one of ours, found 'our'.*'ours'\?"):
+    with pytest.raises(
+        ConfigError, match=r"thing: expected one of ours, found 'our'; did you mean 'ours'\?"
+    ):
         registry["our"]
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,12 @@ OURS = "tinyalign.model."
 class OldPath(ModuleType):
     """A module under its old path: whatever is asked of it, the new one answers."""
 
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(MOVED[self.__name__]))
+
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # what `import *` takes
+            return [one for one in dir(self) if not one.startswith("_")]
         if name.startswith("__"):
             raise AttributeError(name)
         old = f"{self.__name__}.{name}"
@@ -72,6 +78,7 @@ class Registration(MetaPathFinder):
             f"{AUTO}.processing_auto": "register_processor",
         }
         self._busy = False
+        self._lock = RLock()
 
     def install(self) -> None:
         """Register what can be, and watch for the rest."""
@@ -80,15 +87,18 @@ class Registration(MetaPathFinder):
 
     def register(self) -> None:
         """Register with the Auto classes that are there, unless we are half imported ourselves."""
-        if self._busy or any(_half_imported(name) for name in sys.modules if name.startswith(OURS)):
-            return
-        self._busy = True  # registering imports our modules
-        try:
-            while ready := self._ready():  # registering one may import another
-                registration = importlib.import_module(f"{OURS}registration")
-                getattr(registration, self.waiting.pop(ready))()
-        finally:
-            self._busy = False
+        with self._lock:
+            ours = [name for name in tuple(sys.modules) if name.startswith(OURS)]
+            if self._busy or any(map(_half_imported, ours)):
+                return
+            self._busy = True  # registering imports our modules
+            try:
+                while ready := self._ready():  # registering one may import another
+                    registration = importlib.import_module(f"{OURS}registration")
+                    getattr(registration, self.waiting[ready])()
+                    del self.waiting[ready]
+            finally:
+                self._busy = False
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 
@@ -117,7 +127,8 @@ class Registration(MetaPathFinder):
 
 
 def _half_imported(name: str) -> bool:
-    return bool(getattr(getattr(sys.modules[name], "__spec__", None), "_initializing", False))
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def install() -> None:

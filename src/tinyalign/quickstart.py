@@ -33,6 +33,7 @@ from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.evaluation.tasks import score
 from tinyalign.log import logger
 from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.model.device import choose_device, multiplies_bfloat16
 from tinyalign.serving.load import load
 from tinyalign.training.caches.features import Features, FeatureSource
 from tinyalign.training.metering.metrics_log import read_metrics
@@ -146,6 +147,8 @@ def run(
 
 def _recipe(out: Path, seed: int, device: str, overrides: dict[str, Any]) -> Recipe:
     settings = {"seed": seed, "device": device, "data.cache_folder": str(out / "cache")}
+    if not multiplies_bfloat16(choose_device(device)):
+        settings["model.dtype"] = "float32"
     return load_recipe(RECIPE, {**settings, **overrides})
 
 

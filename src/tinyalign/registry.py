@@ -66,15 +66,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
         "easy-vqa" and "easy_vqa" are one name; the one that was registered is given back.
         """
+        if not isinstance(name, str):
+            raise self.error(f"{self.kind}: expected one of {', '.join(self)}, found {name!r}")
         for spelled in (name, name.replace("-", "_"), name.replace("_", "-")):
             if spelled in self:
                 return spelled
         near = difflib.get_close_matches(name, self, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise self.error(
-            f"{self.kind}: expected one of {', '.join(self)}, found {name!r}.{hint} If it is "
-            "another package's, install that package, or import it first"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else "one of another package must be installed"
+        raise self.error(f"{self.kind}: expected one of {', '.join(self)}, found {name!r}; {hint}")
 
     def __getitem__(self, name: str) -> T:
         name = self.check(name)
@@ -93,6 +92,10 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.kind} {name!r}: its package announces it as {found.value}, which cannot be "
                 f"imported ({error}); repair or remove that package"
             ) from error
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The thing of that name, or `default`."""
+        return self[name] if name in self else default  # noqa: SIM401
 
     def __contains__(self, name: object) -> bool:
         if name not in self._found:

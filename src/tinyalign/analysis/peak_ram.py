@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work: of the GPU where there is one, else of the process."""
+"""The peak of a stretch of work: GPU memory where there is one, else the RAM of the process."""
 
 from __future__ import annotations
 

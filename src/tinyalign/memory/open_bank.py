@@ -59,8 +59,8 @@ def own_bank(path: str | Path) -> MemoryBank:
     folder = Path(path)
     if (folder / MEMORY_NOTE).is_file() and not (folder / MANIFEST).is_file():
         raise BankError(
-            f"{folder}: expected a bank's folder, found a run; its bank {find_bank(folder)} may "
-            "serve other runs too, so it is not changed from here. Make a bank of your own: "
+            f"{folder}: expected a bank's folder, found a run; its bank, '{find_bank(folder)}', "
+            "may serve other runs too, so it is not changed from here. Make a bank of your own: "
             f"`tinyalign bank merge {folder} --out BANK`, and change that"
         )
     return MemoryBank.open(folder)

@@ -17,3 +17,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is unknown to torch; use auto, cpu or cuda") from error
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is multiplied in hardware: if not, float32 is many times faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

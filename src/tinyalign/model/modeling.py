@@ -68,7 +68,7 @@ class TinyAlignModel(PlacementMixin, TinyAlignPreTrainedModel):
     def __init__(self, config: TinyAlignConfig) -> None:
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = build_connector(config)
+        self.multi_modal_projector = build_connector(config)  # named as in LLaVA
         self.memory_connector = MemoryConnector(config) if config.memory_k else None
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+from tinyalign.errors import ConfigError
 from tinyalign.model.forms import FUSIONS, IMAGE_CONNECTORS
 from tinyalign.training.recipe.fields import settings_of
 from tinyalign.training.recipe.files import load_recipe
@@ -51,10 +52,16 @@ def test_help_names_every_argument_of_every_form(setting: str, registry) -> None
         (["--data.strict", "false"], False),
         (["--data.strict=true"], True),
         (["--no-data.strict"], False),
+        (["--data.strict", "yes"], True),
     ],
 )
 def test_a_flag_needs_no_value(words: list[str], value: bool) -> None:
     assert load_recipe("phi-2-clip", words).data.strict is value
+
+
+def test_an_option_without_its_value_does_not_swallow_the_next() -> None:
+    with pytest.raises(ConfigError, match=r"memory\.key"):
+        load_recipe("phi-2-clip", ["--memory.key", "--memory.k", "3"])
 
 
 def test_hyphens_are_taken_for_underscores_and_values_keep_theirs() -> None:

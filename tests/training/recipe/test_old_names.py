@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tinyalign.errors import ConfigError
 from tinyalign.training.recipe.files import load_recipe
 from tinyalign.training.recipe.memory import (
     BankArgs,
@@ -102,14 +105,18 @@ def test_an_old_option_says_its_new_name(words: list[str], new: str, value: obje
 
 
 def test_old_arguments_in_python_say_their_new_names() -> None:
-    with pytest.warns(DeprecationWarning, match=r"alpha is now called key\.alpha"):
+    with pytest.warns(DeprecationWarning, match=r"memory\.alpha is now called memory\.key\.alpha"):
         memory = MemoryArgs(alpha=0.1)
     assert memory.key == KeyArgs(alpha=0.1)
-    with pytest.warns(DeprecationWarning, match=r"alpha is now called key\.alpha"):
+    with pytest.warns(DeprecationWarning, match=r"memory\.alpha is now called memory\.key\.alpha"):
         assert memory.alpha == 0.1
-    with pytest.warns(DeprecationWarning, match=r"fusion\.form is now called|fusion"):
+    with pytest.warns(
+        DeprecationWarning, match=r"memory\.fusion is now called memory\.fusion\.form"
+    ):
         assert MemoryArgs(fusion="sequence").fusion.form == "sequence"
-    with pytest.warns(DeprecationWarning, match="compress is now called perceiver"):
+    with pytest.warns(
+        DeprecationWarning, match=r"memory\.compress is now called memory\.perceiver"
+    ):
         assert MemoryArgs(compress=PerceiverTraining(epochs=3.0)).perceiver.epochs == 3.0
     with pytest.raises(TypeError, match="nothing"):
         MemoryArgs(nothing=1)
@@ -117,9 +124,68 @@ def test_old_arguments_in_python_say_their_new_names() -> None:
         _ = memory.nothing
 
 
+def test_an_old_control_in_python_is_the_new_one_and_a_wrong_one_is_refused() -> None:
+    with pytest.warns(DeprecationWarning, match="random_neighbours is now called random"):
+        assert MemoryArgs(control="random_neighbours").control == "random"
+    with pytest.raises(ConfigError, match=r"memory\.control: expected one of .*found 'shufled'"):
+        MemoryArgs(control="shufled")
+
+
+def test_setting_an_old_attribute_sets_the_new_one() -> None:
+    memory = MemoryArgs()
+    with pytest.warns(DeprecationWarning, match=r"memory\.key\.alpha"):
+        memory.alpha = 0.9
+    with pytest.warns(DeprecationWarning, match=r"memory\.fusion\.form"):
+        memory.fusion = "sequence"
+    assert (memory.key.alpha, memory.fusion.form) == (0.9, "sequence")
+    assert copy.deepcopy(memory) == pickle.loads(pickle.dumps(memory)) == memory
+
+
+def test_old_names_of_the_perceiver_go_together() -> None:
+    with pytest.warns(DeprecationWarning, match=r"memory\.perceiver"):
+        memory = MemoryArgs(compressor="x", compress={"epochs": 2.0})
+    assert (memory.perceiver.path, memory.perceiver.epochs) == ("x", 2.0)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"fusion_args": None},
+        {"fusion": {"args": None}},
+        {"fusion": None, "key": None, "bank": None, "perceiver": None},
+        {"compress": None, "compressor": "p"},
+    ],
+)
+def test_null_means_the_default(tmp_path: Path, memory: dict) -> None:
+    found = load_recipe(written(tmp_path, memory)).memory
+    assert (found.fusion.form, found.key.kind, found.bank.path) == ("width", "pooled", None)
+    assert found.perceiver.path == memory.get("compressor")
+
+
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [
+        ({1: 2}, "1"),
+        ({"control": ["a"]}, "control"),
+        ({"alpha": 0.1, "key": {"alpha": 0.2}}, r"memory\.key\.alpha stands there twice"),
+        ({"key": {"alpha": 0.2}, "alpha": 0.1}, r"memory\.key\.alpha stands there twice"),
+    ],
+)
+def test_what_cannot_be_read_gets_a_sentence(tmp_path: Path, memory: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_recipe(written(tmp_path, memory))
+
+
+def test_old_names_inside_a_mapping_are_taken_too() -> None:
+    assert load_recipe("phi-2-clip", ["--memory", "{alpha: 0.2}"]).memory.key.alpha == 0.2
+    assert load_recipe("phi-2-clip", {"memory": {"alpha": 0.3}}).memory.key.alpha == 0.3
+
+
 def test_an_old_argument_leaves_the_group_that_it_was_copied_from() -> None:
     first = MemoryArgs(bank=BankArgs(captions="all"))
-    with pytest.warns(DeprecationWarning, match="entries is now called bank"):
+    with pytest.warns(
+        DeprecationWarning, match=r"memory\.entries is now called memory\.bank\.entries"
+    ):
         second = replace(first, entries=3)
     assert (first.bank.entries, second.bank.entries) == (100_000, 3)
     assert second.bank.captions == "all"

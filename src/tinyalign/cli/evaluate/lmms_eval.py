@@ -122,7 +122,7 @@ def _results(
         seed=args.seed,
         versions={**library_versions(), "lmms-eval": found.protocol["version"]},
         settings={
-            "memory": "off" if retriever is None else getattr(retriever, "mode", "on"),
+            "memory": "off" if retriever is None else getattr(retriever, "control", "on"),
             "k": getattr(retriever, "k", None),
             "image": "shown",
             "dtype": str(network.get_output_embeddings().weight.dtype),

@@ -122,7 +122,8 @@ def _overview(words: list[str]) -> int:
     asked = [word for word in words if word not in ("-h", "--help")]
     helped = len(asked) < len(words) and (not asked or (chosen is not VERBS and len(asked) == 1))
     if asked and not helped and (chosen is VERBS or len(asked) > 1):
-        near = difflib.get_close_matches(" ".join(asked[:2]), VERBS, n=1, cutoff=0.5)
+        near = [new for old, new in old_names.VERBS.items() if old.split()[0] == asked[0]]
+        near = near or difflib.get_close_matches(" ".join(asked[:2]), VERBS, n=1, cutoff=0.5)
         near = near or difflib.get_close_matches(asked[0], VERBS, n=1, cutoff=0.5)
         hint = f" Did you mean `tinyalign {near[0]}`?" if near else ""
         _tell(f"error: there is no `tinyalign {' '.join(asked[:2])}`.{hint}")

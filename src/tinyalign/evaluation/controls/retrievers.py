@@ -63,7 +63,7 @@ class ShuffledBank(_Control):
     taken. Scores stay those of the search. A bank of one entry cannot be shuffled.
     """
 
-    mode = "shuffled"
+    control = "shuffled"
 
     def __init__(self, retriever: Retriever, seed: int = 0) -> None:
         """Raises EvaluationError for a bank of fewer than two entries."""
@@ -100,7 +100,7 @@ class RandomMemories(_Control):
     id, not on the batch.
     """
 
-    mode = "random"
+    control = "random"
 
     def retrieve(
         self,

@@ -21,7 +21,7 @@ from tinyalign.evaluation.results import (
 )
 from tinyalign.evaluation.running.inputs import references
 from tinyalign.evaluation.running.partial_files import (
-    Judged,
+    JudgedPart,
     append,
     part_path,
     read_parts,
@@ -33,8 +33,8 @@ from tinyalign.evaluation.running.shards import Shard, gather, rank
 Finished = tuple[Results, list[Prediction]]
 
 
-class Collection:
-    """Judged samples; those of earlier runs with the same settings are among them.
+class JudgedSamples:
+    """JudgedPart samples; those of earlier runs with the same settings are among them.
 
     The folder of one evaluation is never written over by another.
     """
@@ -54,7 +54,7 @@ class Collection:
         self.path = None if out is None else results_path(out)
         self.deciding: dict[str, Any] = draft.deciding()
         self.share = (shard or Shard()).of_rank()
-        self.judged = Judged()
+        self.judged = JudgedPart()
         if self.path is None:
             return
         if not resume:
@@ -84,17 +84,17 @@ class Collection:
             start_part(part_path(self.path.parent, self.share), self.deciding)
         return sorted(set(mine) - set(done))
 
-    def add(self, judged: Judged) -> None:
+    def add(self, judged: JudgedPart) -> None:
         """Keep what was judged, on disk before anything else is."""
         if self.path is not None:
             append(part_path(self.path.parent, self.share), judged)
         self.judged.update(judged)
 
-    def join(self) -> Judged:
+    def join(self) -> JudgedPart:
         """What all ranks, and all shards that wrote into the same folder, have judged."""
         if self.path is not None:
             self.judged.update(read_parts(self.path.parent, self.deciding))
-        whole = Judged()
+        whole = JudgedPart()
         for judged in gather(self.judged):
             whole.update(judged)
         return whole

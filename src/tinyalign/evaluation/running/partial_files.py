@@ -21,13 +21,13 @@ PATTERN = "predictions-*-of-*.partial.jsonl"
 
 
 @dataclass
-class Judged:
+class JudgedPart:
     """Samples by their index in the data set: judged, or skipped with the reason."""
 
     predictions: dict[int, Prediction] = field(default_factory=dict)
     skipped: dict[int, Skipped] = field(default_factory=dict)
 
-    def update(self, other: Judged) -> None:
+    def update(self, other: JudgedPart) -> None:
         """Take over what `other` holds; who is judged at last no longer counts as skipped."""
         self.predictions.update(other.predictions)
         self.skipped.update(other.skipped)
@@ -62,25 +62,25 @@ def start_part(path: Path, deciding: Mapping[str, Any]) -> None:
         file.truncate(sum(len(line) for line in kept))
 
 
-def append(path: Path, judged: Judged) -> None:
+def append(path: Path, judged: JudgedPart) -> None:
     """Add samples to a part."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(judged.lines())
 
 
-def read_parts(folder: Path, deciding: Mapping[str, Any]) -> Judged:
+def read_parts(folder: Path, deciding: Mapping[str, Any]) -> JudgedPart:
     """What all parts in a folder hold together.
 
     Raises EvaluationError for a part of an evaluation with other settings, naming those.
     """
-    found = Judged()
+    found = JudgedPart()
     for path in sorted(folder.glob(PATTERN)):
         found.update(_read_part(path, deciding))
     return found
 
 
-def _read_part(path: Path, deciding: Mapping[str, Any]) -> Judged:
-    found = Judged()
+def _read_part(path: Path, deciding: Mapping[str, Any]) -> JudgedPart:
+    found = JudgedPart()
     for number, line in enumerate(_whole_lines(path), 1):
         where = f"{path}, line {number}"
         values = _parsed(line, where)

@@ -17,8 +17,8 @@ from tinyalign.errors import EvaluationError, first_few
 from tinyalign.evaluation.contamination import Contamination, find_contamination
 from tinyalign.evaluation.results import Prediction, Results, Skipped, library_versions
 from tinyalign.evaluation.running.inputs import ItemReader, image_id, references
-from tinyalign.evaluation.running.judged_samples import Collection
-from tinyalign.evaluation.running.partial_files import Judged
+from tinyalign.evaluation.running.judged_samples import JudgedSamples
+from tinyalign.evaluation.running.partial_files import JudgedPart
 from tinyalign.evaluation.running.predictor import Predictor
 from tinyalign.evaluation.running.shards import Shard, gather, rank
 from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
@@ -65,7 +65,7 @@ def evaluate(
     contamination: Contamination | None = None,
     loss: bool = True,
 ) -> Evaluation:
-    """Predictor `model` on `samples`; greedy decoding.
+    """Judge `model` on `samples`; greedy decoding.
 
     Under torch.distributed every rank judges its share, rank 0 writes, and all return the whole.
 
@@ -109,7 +109,7 @@ def evaluate(
     draft = _draft(predictor, task, len(samples), seed, protocol)
     draft.model, draft.bank = model_name or draft.model, bank_name or draft.bank
     draft.settings |= {"batch_size": batch_size, "data": dict(data or {})}
-    collection = Collection(out, draft, shard, resume)
+    collection = JudgedSamples(out, draft, shard, resume)
     if (finished := collection.finished()) is not None:
         logger.info("%s: finished before with these settings; nothing to do", collection.path)
         return Evaluation(*finished)
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def _joined(
-    draft: Results, collection: Collection, samples: Sequence[Sample], scorer: Scorer | None
+    draft: Results, collection: JudgedSamples, samples: Sequence[Sample], scorer: Scorer | None
 ) -> Evaluation:
     """The evaluation with all shards that are done, written if none is missing."""
     found = _scored(draft, collection.join(), samples, scorer)
@@ -144,7 +144,7 @@ def _length(task: str, max_new_tokens: int | None, scorer: Scorer | None, loss: 
 
 
 def _predict_all(
-    predictor: Predictor, reader: ItemReader, collection: Collection, batch_size: int
+    predictor: Predictor, reader: ItemReader, collection: JudgedSamples, batch_size: int
 ) -> None:
     """Answer what is left of this process's share."""
     todo = collection.start(reader.samples)
@@ -153,12 +153,12 @@ def _predict_all(
     with evaluating(predictor.model), bar as advance:
         advance(total - len(todo))
         for batch in reader.batches(batch_size, todo):
-            collection.add(Judged(predictor.predict(batch.items), batch.skipped))
+            collection.add(JudgedPart(predictor.predict(batch.items), batch.skipped))
             advance(len(batch.items) + len(batch.skipped))
 
 
 def _scored(
-    draft: Results, judged: Judged, samples: Sequence[Sample], scorer: Scorer | None
+    draft: Results, judged: JudgedPart, samples: Sequence[Sample], scorer: Scorer | None
 ) -> Evaluation:
     """Results with their numbers, from what was judged; without them while samples are missing."""
     predictions = [judged.predictions[index] for index in sorted(judged.predictions)]
@@ -202,7 +202,7 @@ def _draft(
         versions=library_versions(),
         settings={
             "samples": n,
-            "memory": getattr(retriever, "mode", "on") if retriever else _without(learned),
+            "memory": getattr(retriever, "control", "on") if retriever else _without(learned),
             "memory_seed": getattr(retriever, "seed", None),
             "k": getattr(retriever, "k", None),
             "image": "shown" if predictor.show_image else "left out",

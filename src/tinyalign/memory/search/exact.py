@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tinyalign.errors import ConfigError
+from tinyalign.model.device import multiplies_bfloat16
 
 BLOCK = 65_536  # keys scored at a time
 GROUP = 64  # columns of which only the best is looked at first
@@ -27,10 +28,7 @@ BF16_ERROR = 3 * 2**-8
 
 def rough_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is multiplied in hardware, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 class ExactSearch:

@@ -1,4 +1,4 @@
-"""Memory of a training step, from shapes alone: weights, gradients, AdamW, activations, logits.
+"""RAM, or GPU memory, of a training step, from shapes alone: weights to activations and logits.
 
 Weights, gradients and AdamW's states are exact. Activations are what autograd keeps for the
 backward pass of a decoder layer, in bytes a token, with b bytes a number of the arithmetic,

@@ -15,6 +15,7 @@ import torch
 
 from tinyalign.errors import ConfigError
 from tinyalign.log import logger
+from tinyalign.model.device import multiplies_bfloat16
 from tinyalign.training.machine.launch import zero_on_cpu
 from tinyalign.training.recipe.model import ModelArgs
 
@@ -35,6 +36,10 @@ def check_machine(model: ModelArgs, device: torch.device) -> None:
         _check_liger(device)
     if model.dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16():
         logger.warning("this GPU has no bfloat16 units; model.dtype float16 is faster on it")
+    if model.dtype == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16(device):
+        logger.warning(
+            "this CPU does not multiply bfloat16; model.dtype float32 is many times faster on it"
+        )
 
 
 def _has_bfloat16() -> bool:

@@ -1,4 +1,4 @@
-"""Memory of this process, in bytes: what it holds now, the most it has held, and keeping it."""
+"""RAM of this process, in bytes: what it holds now, the most it has held, and keeping it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _fit(values: Tensor, wanted: Tensor, weight: Tensor, fewest: int) -> ClosedF
             if not maps:
                 raise ConfigError(
                     "the bank's texts are too few or empty for a closed-form start; set "
-                    "memory.closed_form to false"
+                    "memory.fusion.closed_form to false"
                 )
             maps.append(maps[-1])
             biases.append(biases[-1])

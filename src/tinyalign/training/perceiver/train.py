@@ -23,6 +23,7 @@ from tinyalign.hashing import hash_bytes
 from tinyalign.log import logger, progress
 from tinyalign.memory.keys.text import PAD_ID, normalise
 from tinyalign.memory.perceiver import Perceiver, train_tokenizer
+from tinyalign.model.device import multiplies_bfloat16
 from tinyalign.model.perceiver import PerceiverNetwork, PerceiverNetworkConfig
 from tinyalign.training.caches.features import Features
 from tinyalign.training.perceiver.fit_keys import fit_key_function
@@ -239,7 +240,8 @@ class _Training:
         if self.args.input_mode == "pixels":
             images = [load_image(self.samples[i].images[-1]) for i in indices]
             inputs = {"pixel_values": self.perceiver.pixels(images).to(self.device)}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        fast = multiplies_bfloat16(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             latents = self.network(ids.to(self.device), mask.to(self.device), **inputs)
         pooled = (features.mean(dim=1) - self.mean) / self.std
         return latents.float(), pooled

@@ -14,7 +14,11 @@ import yaml
 from tinyalign.errors import ConfigError, TinyAlignError
 from tinyalign.log import logger
 from tinyalign.training.recipe.fields import settings_of
-from tinyalign.training.recipe.old_names import option_with_new_name, with_new_names
+from tinyalign.training.recipe.old_names import (
+    memory_with_new_names,
+    option_with_new_name,
+    with_new_names,
+)
 from tinyalign.training.recipe.recipe import Recipe
 from tinyalign.training.recipe.without_effect import without_effect
 
@@ -106,11 +110,10 @@ def _readable(path: Path) -> str:
         return str(path)  # the parser words it
     if not isinstance(settings, Mapping):
         return str(path)
-    settings, said = with_new_names(settings)
-    if said is None:
-        return str(path)
-    logger.warning("%s: %s", path, said)
-    return yaml.safe_dump(settings, sort_keys=False)
+    today, said = with_new_names(settings)
+    if said is not None:
+        logger.warning("%s: %s", path, said)
+    return str(path) if today == settings else yaml.safe_dump(today, sort_keys=False)
 
 
 def _options(words: Sequence[str]) -> list[str]:
@@ -133,7 +136,11 @@ def _options(words: Sequence[str]) -> list[str]:
             turned_on = not name.startswith("no_")
             found.append(f"--{name.removeprefix('no_')}={str(turned_on).lower()}")
             continue
-        given = value if equals else left.pop(0) if left else None
+        given = value if equals else None
+        if not equals and left and not left[0].startswith("--"):
+            given = left.pop(0)
+        if name == "memory" and given is not None:
+            given = _memory_with_new_names(given)
         name, given, said = option_with_new_name(name, given)
         if said is not None:
             logger.warning("%s", said)
@@ -141,9 +148,23 @@ def _options(words: Sequence[str]) -> list[str]:
     return found
 
 
+def _memory_with_new_names(given: str) -> str:
+    """A mapping of memory's settings, as YAML, by today's names."""
+    try:
+        settings = yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given  # the parser words it
+    if not isinstance(settings, Mapping):
+        return given
+    settings, said = memory_with_new_names(settings)
+    if said:
+        logger.warning("--memory: now %s", ", ".join(said))
+    return _as_option(settings)
+
+
 def _is_truth(left: Sequence[str]) -> bool:
     """Whether the next word is a flag's value."""
-    return bool(left) and left[0].lower() in ("true", "false")
+    return bool(left) and left[0].lower() in ("true", "false", "yes", "no", "on", "off")
 
 
 def _cause(error: BaseException) -> TinyAlignError | None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from tinyalign.errors import ConfigError
+from tinyalign.lazy import renamed
 from tinyalign.memory.keys.registry import KEY_FUNCTIONS
 from tinyalign.model.forms import FUSIONS
 from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.old_names import FLAT_MEMORY, takes_old_names
-from tinyalign.vocabulary import CaptionChoice, KeyKind, KeysDtype, TrainingControl, ValuesDtype
+from tinyalign.vocabulary import (
+    OLD_CONTROLS,
+    CaptionChoice,
+    KeyKind,
+    KeysDtype,
+    TrainingControl,
+    ValuesDtype,
+)
 
 
 @dataclass
@@ -191,6 +200,16 @@ class MemoryArgs:
     """What makes values of pairs."""
 
     def __post_init__(self) -> None:
+        if self.control in OLD_CONTROLS:
+            now = OLD_CONTROLS[self.control]
+            said = renamed(f"memory.control {self.control}", now)
+            warnings.warn(said, DeprecationWarning, stacklevel=4)
+            self.control = cast(TrainingControl, now)
+        if self.control not in get_args(TrainingControl):
+            raise ConfigError(
+                f"memory.control: expected one of {', '.join(get_args(TrainingControl))}, found "
+                f"{self.control!r}"
+            )
         if self.k < 0:
             raise ConfigError(f"memory.k must be 0 (no memory) or more, found {self.k}")
         if not 0.0 <= self.drop_probability < 1.0:

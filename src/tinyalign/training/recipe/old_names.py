@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tinyalign.errors import ConfigError
 from tinyalign.lazy import renamed
 from tinyalign.vocabulary import OLD_CONTROLS
 
 T = TypeVar("T")
 
+GROUPS = ("fusion", "key", "bank", "perceiver")
 FLAT_MEMORY: dict[str, str] = {
     "fusion_args": "fusion.args",
     "latents_used": "fusion.latents_used",
@@ -41,26 +43,33 @@ def with_new_names(settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | N
     """A recipe as nested values, every setting under its name of today; and what to say of it.
 
     settings: of a YAML file, a settings.json or a config.yaml, of this version or an older one.
+    Raises ConfigError for a setting that stands there under both its names.
     """
     found = dict(settings)
     memory = found.get("memory")
     if not isinstance(memory, Mapping):
         return found, None
+    groups, said = memory_with_new_names(memory)
+    told = None
+    if said:
+        told = f"names of an older version, which will go in version 1.0: now {', '.join(said)}"
+    return found | {"memory": groups}, told
+
+
+def memory_with_new_names(memory: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of `memory` in their groups, and "old is new" for each that was elsewhere."""
     groups: dict[str, Any] = {}
     said: list[str] = []
     for name, value in memory.items():
         new = _new_name(name, value)
         if new != name:
             said.append(f"memory.{name} is memory.{new}")
-        _put(groups, new.split("."), value)
+        _put(groups, str(new).split("."), value, f"memory.{new}")
     control = groups.get("control")
-    if control in OLD_CONTROLS:
+    if isinstance(control, str) and control in OLD_CONTROLS:
         groups["control"] = OLD_CONTROLS[control]
         said.append(f"memory.control {control} is {groups['control']}")
-    told = None
-    if said:
-        told = f"names of an older version, which will go in version 1.0: now {', '.join(said)}"
-    return found | {"memory": groups}, told
+    return groups, said
 
 
 def option_with_new_name(word: str, value: str | None) -> tuple[str, str | None, str | None]:
@@ -97,21 +106,30 @@ def takes_old_names(
 
         def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
             old = {name: given.pop(name) for name in names if name in given}
-            for name, (inner, group) in groups.items():
+            for name, (_, group) in groups.items():
                 if name in given and not isinstance(given[name], group):
-                    old[f"{name}.{inner}"] = given.pop(name)
+                    old[name] = given.pop(name)
             made(self, *args, **given)
-            for name, value in old.items():
-                new = names.get(name, name)
-                warnings.warn(renamed(name, new), DeprecationWarning, stacklevel=2)
-                _set(self, new, value)
+            for name in sorted(old, key=lambda name: "." in names.get(name, ".")):  # groups first
+                setattr(self, name, old[name])
             if old:
                 self.__post_init__()
+
+        def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
+            inner, group = groups.get(name, ("", object))
+            new = f"{name}.{inner}" if not isinstance(value, group) else names.get(name)
+            if new is None:
+                object.__setattr__(self, name, value)
+                return
+            said = renamed(f"memory.{name}", f"memory.{new}")
+            warnings.warn(said, DeprecationWarning, stacklevel=2)
+            _set(self, new, value)
 
         def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
             if name not in names:
                 raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
-            warnings.warn(renamed(name, names[name]), DeprecationWarning, stacklevel=2)
+            said = renamed(f"memory.{name}", f"memory.{names[name]}")
+            warnings.warn(said, DeprecationWarning, stacklevel=2)
             value = self
             for part in names[name].split("."):
                 value = getattr(value, part)
@@ -119,7 +137,9 @@ def takes_old_names(
 
         __init__.__signature__ = inspect_signature(made)  # type: ignore[attr-defined]
         __init__.__doc__ = made.__doc__
-        cls.__init__, cls.__getattr__ = __init__, __getattr__  # type: ignore[method-assign, attr-defined]
+        changed: Any = cls
+        changed.__init__, changed.__getattr__ = __init__, __getattr__
+        changed.__setattr__ = __setattr__
         return cls
 
     return wrap
@@ -132,18 +152,29 @@ def inspect_signature(function: Any) -> Any:
     return inspect.signature(function)
 
 
-def _new_name(name: str, value: Any) -> str:
-    if name in WAS_ONE_SETTING and not isinstance(value, Mapping):
+def _new_name(name: Any, value: Any) -> Any:
+    if name in WAS_ONE_SETTING and isinstance(value, str):
         return WAS_ONE_SETTING[name]
     return FLAT_MEMORY.get(name, name)
 
 
-def _put(groups: dict[str, Any], where: list[str], value: Any) -> None:
+def _put(groups: dict[str, Any], where: list[str], value: Any, name: str) -> None:
+    """Put a value into the groups; ConfigError where another one stands there already."""
     *outer, last = where
-    for name in outer:
-        groups = groups.setdefault(name, {})
-    if isinstance(value, Mapping) and isinstance(groups.get(last), dict):
-        groups[last] |= value
+    for group in outer:
+        groups[group] = groups.get(group) or {}
+        groups = groups[group]
+    there = groups.get(last)
+    if value is None and last in GROUPS:  # the group with all its defaults
+        value = {}
+    if isinstance(value, Mapping) and isinstance(there, dict) and last in GROUPS:
+        for inner, one in value.items():
+            _put(there, [inner], one, f"{name}.{inner}")
+    elif last in groups and there != value:
+        raise ConfigError(
+            f"{name} stands there twice, under its former name too: {there!r} and {value!r}; "
+            "leave one of them out"
+        )
     else:
         groups[last] = dict(value) if isinstance(value, Mapping) else value
 
@@ -151,9 +182,11 @@ def _put(groups: dict[str, Any], where: list[str], value: Any) -> None:
 def _set(holder: Any, where: str, value: Any) -> None:
     """Put a value into a group, of which the holder gets a copy: others may share it."""
     group, _, name = where.partition(".")
-    # Of the Perceiver all settings of its training came as one.
-    new = {name: value} if name else vars(value)
-    setattr(holder, group, replace(getattr(holder, group), **new))
+    new = {name: value}
+    if not name:  # all settings of the Perceiver's training came as one
+        given = value if isinstance(value, Mapping) else vars(value)
+        new = {one: it for one, it in given.items() if one != "path" or it is not None}
+    object.__setattr__(holder, group, replace(getattr(holder, group), **new))
 
 
 def _is_group(value: str | None) -> bool:

@@ -30,9 +30,9 @@ def _of_memory(recipe: Recipe) -> Iterator[str]:
         )
     if not fusion.linear_skip:
         yield from _idle("memory.fusion", fusion, ["closed_form"], "without linear_skip")
-    if not fusion.args.get("prompt_tokens"):
+    if fusion.form == "sequence" and not (fusion.args or {}).get("prompt_tokens"):
         for name in ("prompt_last", "prompt_hidden_size"):
-            if fusion.args.get(name):
+            if (fusion.args or {}).get(name):
                 yield _says(f"memory.fusion.args {name}", "without prompt_tokens")
     if key.kind == "aligned":
         yield from _idle("memory.key", key, ["alpha"], "with kind aligned")
