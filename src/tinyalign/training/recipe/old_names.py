@@ -6,6 +6,7 @@ what they meant.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -135,7 +136,7 @@ def takes_old_names(
                 value = getattr(value, part)
             return value
 
-        __init__.__signature__ = inspect_signature(made)  # type: ignore[attr-defined]
+        __init__.__signature__ = inspect.signature(made)  # type: ignore[attr-defined]
         __init__.__doc__ = made.__doc__
         changed: Any = cls
         changed.__init__, changed.__getattr__ = __init__, __getattr__
@@ -143,13 +144,6 @@ def takes_old_names(
         return cls
 
     return wrap
-
-
-def inspect_signature(function: Any) -> Any:
-    """The signature, for whoever makes options of it."""
-    import inspect
-
-    return inspect.signature(function)
 
 
 def _new_name(name: Any, value: Any) -> Any:
