@@ -189,7 +189,7 @@ def test_a_page_of_two_rows_finds_images_and_memory_texts(
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg") == 9
     assert "image not found" not in page
-    assert re.search(r"<li>pair-\d+ <span class='quiet'>[\d.]+</span> A \w+ dog, number", page)
+    assert re.search(r'<li>pair-\d+ <span class="quiet">[\d.]+</span> A \w+ dog, number', page)
 
 
 @pytest.fixture
