@@ -89,7 +89,7 @@ def table(before: Path | None, rounds: int) -> list[str]:
         took = seconds(command, here, rounds)
         cells = [f"{took:.2f}"]
         if before is not None:
-            then = took if words is None else _before(command, before, rounds)
+            then = took if words is None else _before(command, before, max(1, rounds // 3))
             cells = (
                 ["-", "-", *cells] if then is None else [f"{then:.2f}", _ratio(then, took), *cells]
             )
@@ -124,7 +124,9 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", type=Path, help="another checkout to time beside this one")
+    parser.add_argument(
+        "--before", type=Path, help="another checkout to time beside this one, a third as often"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="runs that count, of each command")
     args = parser.parse_args()
     lines = table(args.before, args.rounds)
