@@ -130,7 +130,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs that count, of each command")
     args = parser.parse_args()
     lines = table(args.before, args.rounds)
-    head = ["# A fast start", "", f"{machine()}. Median of {args.rounds} processes each.", ""]
+    head = [
+        "# A fast start",
+        "",
+        f"{machine()}. Median of {args.rounds} processes each, after one.",
+        "",
+    ]
+    if args.before is not None:
+        head[-1:] = ["", f"Of the other checkout {max(1, args.rounds // 3)} each, after one.", ""]
     OUT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
 
 
