@@ -30,6 +30,9 @@ OLD_CONTROLS: dict[str, str] = {
 
 KeyKind: TypeAlias = str
 """A key function by its name in the registry, `memory.keys.registry.KEY_FUNCTIONS`."""
+MemoryOrder = Literal["similarity", "consensus"]
+"""Which of a query's neighbours are its memories: the nearest, or those that speak for the others.
+"""
 DataFormat: TypeAlias = str
 """A format by its name in the registry, `data.formats.READERS`, or "auto"."""
 CacheChoice = Literal["auto", "features", "pixels", "none"]

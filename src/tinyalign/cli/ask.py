@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from tinyalign.cli.front.options import POSITIONAL
 from tinyalign.cli.front.output import columns, say, say_json, say_table
-from tinyalign.cli.search_options import SearchOptions
+from tinyalign.cli.search_options import AnswerOptions
 from tinyalign.errors import ConfigError
 
 
 @dataclass(kw_only=True)
-class AskArgs(SearchOptions):
+class AskArgs(AnswerOptions):
     """Arguments of `tinyalign ask`."""
 
     question: str = field(default="", metadata=POSITIONAL)
@@ -30,7 +30,7 @@ class AskArgs(SearchOptions):
     max_new_tokens: int = 32
     """Tokens the answer may have."""
     seed: int = 0
-    """Of torch's generator; decoding is greedy, so only code of the model's own could draw."""
+    """Of what is drawn: samples, where --best-of asks for several answers."""
     device: str = "auto"
     """"auto" takes a GPU where there is one; or "cpu", "cuda"."""
     json: bool = False
@@ -44,6 +44,7 @@ def ask(args: AskArgs) -> int:
     from tinyalign.cli.unread_question import warn_of_unread_question
     from tinyalign.data.images import load_image
     from tinyalign.data.sample import ImageRef
+    from tinyalign.model.decoding import Decoding
     from tinyalign.serving.ask import answer
     from tinyalign.serving.load import load
 
@@ -52,15 +53,17 @@ def ask(args: AskArgs) -> int:
     if args.show_memories and args.bank is None:
         raise ConfigError("--show-memories needs a --bank that memories come from")
     image = load_image(ImageRef(path=args.image))  # before the model: this fails fast
+    decoding = Decoding(args.max_new_tokens, args.beams, args.best_of)
+    if args.best_of > 1 and args.bank is None:
+        raise ConfigError("--best-of chooses by what neighbours say; it needs a --bank")
     loaded = load(
-        args.model, args.bank, k=args.k, device=args.device, engine=args.engine, recall=args.recall
-    )
+        args.model, args.bank, k=args.k, device=args.device, engine=args.engine,
+        recall=args.recall, copy=args.copy,
+    )  # fmt: skip
     if args.question:
         warn_of_unread_question(loaded.processor)
     set_seed(args.seed)
-    found = answer(
-        loaded.model, loaded.processor, image, args.question, max_new_tokens=args.max_new_tokens
-    )
+    found = answer(loaded.model, loaded.processor, image, args.question, decoding=decoding)
     if args.json:
         memories = [{"id": i, "text": t, "similarity": s} for i, t, s in found.memories]
         say_json({"question": args.question, "answer": found.text, "memories": memories})

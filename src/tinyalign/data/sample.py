@@ -78,6 +78,11 @@ class Sample:
         return ""
 
     @property
+    def judged_by(self) -> tuple[str, ...]:
+        """What is right for it: its references, or else its own answer."""
+        return self.references or ((self.answer,) if self.answer else ())
+
+    @property
     def text(self) -> str:
         """All user and assistant turns in one line of text: what a memory's value is made from."""
         turns = (message.text.strip() for message in self.messages if message.role != "system")

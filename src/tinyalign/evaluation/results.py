@@ -18,6 +18,8 @@ from tinyalign.version import __version__
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
+NEAREST, CONSENSUS = "nearest", "consensus"
+"""What memory answers without a model: its nearest entry, and what many of them agree on."""
 FREE = (
     "batch_size", "device", "seconds", "images", "memories", "data",
     "benchmark", "files", "counts", "without_interval",
@@ -47,6 +49,8 @@ class Prediction:
     """Retrieved bank entries, best first; empty without a bank."""
     memory_scores: tuple[float, ...] = ()
     """Their similarities to the query (inner product of unit vectors)."""
+    look_up: Mapping[str, str] = field(default_factory=dict)
+    """What memory answers without a model: `nearest` and `consensus`; empty without a bank."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Per-sample metrics, such as `cider` or `accuracy`."""
     category: str = ""

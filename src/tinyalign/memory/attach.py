@@ -8,8 +8,11 @@ from typing import Any
 from tinyalign.errors import BankError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.open_bank import open_bank
+from tinyalign.memory.search.ranking import Ranking
 from tinyalign.memory.search.retriever import Retriever, check_encoder
 from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.model.copier import NEIGHBOURS, Copier
+from tinyalign.model.copying import CopyGate
 from tinyalign.vocabulary import RECALL, Engine
 
 
@@ -21,11 +24,15 @@ def attach_memory(
     *,
     engine: Engine = "auto",
     recall: float = RECALL,
+    copy: float | None = None,
 ) -> Retriever:
     """Open a bank and set it as the model's retriever; the processor then makes room for it.
 
     bank_dir: a bank's folder, or the Milvus URI of one. engine, recall: how a folder's bank is
     searched, see `KeyIndex`; a Milvus server has its own index.
+
+    copy: the share of each token's probability that is copied from the neighbours' texts; by
+    default the model's own gate decides, if it has one; 0 copies nothing.
 
     k is by default the model's own; it may be smaller, never larger. The model's encoder and
     the Perceiver it was trained with must be those of the bank. Raises BankError saying which
@@ -43,16 +50,30 @@ def attach_memory(
         engine=engine,
         recall=recall,
         index=opened.index,
+        ranking=Ranking.of(model.config),
     )
     model.retriever = retriever
+    model.copier = copier_of(model, processor, copy)
     processor.memory_enabled = True
     processor.query_tokenizer = retriever.perceiver.query_ids
     return retriever
 
 
+def copier_of(model: Any, processor: Any, copy: float | None) -> Copier | None:
+    """What lets a model copy from its neighbours' texts; None where nothing is to be copied."""
+    if copy == 0:
+        return None
+    config = model.config
+    gate = CopyGate.of(config) if copy is None else CopyGate.constant(copy)
+    if gate is None:
+        return None
+    n = (config.memory_copy or {}).get("neighbours", NEIGHBOURS)
+    return Copier(processor, gate, neighbours=n, temperature=config.memory_temperature)
+
+
 def detach_memory(model: Any, processor: Any) -> None:
     """Take the memory away again: the model answers from its weights alone."""
-    model.retriever = None
+    model.retriever = model.copier = None
     processor.memory_enabled = False
     processor.query_tokenizer = None
 

@@ -12,6 +12,7 @@ from tinyalign.model.backbones.feature_width import feature_width
 from tinyalign.model.forms import FUSIONS, IMAGE_CONNECTORS
 from tinyalign.model.perceiver_config import PerceiverNetworkConfig
 from tinyalign.model.remote import AUTO_MAP, PackageIsTheCode, write_remote_module
+from tinyalign.vocabulary import MemoryOrder
 
 
 class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
@@ -29,6 +30,10 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_linear_skip: add the linear map beside the MLP that can be started in closed form.
     memory_word_skip: add what the Perceiver's read-out says of each text latent, in the LLM's
         embeddings (`connectors.memory.WordSkip`).
+    memory_order, memory_neighbours, memory_temperature: how memories are chosen among the nearest
+        entries (`memory.search.ranking.Ranking`), as they were in training.
+    memory_copy: how answers are copied from neighbours' texts (`model.copying`): "neighbours",
+        "decay" and the gate's "weights"; None copies nothing.
     memory_source: "bank" reads `memory_values`; "soft_prompt" is the control that learns a table
         of k values instead and ignores what is retrieved.
     perceiver_config: sizes of the memory values (num_latents x d_latents) and of their encoder.
@@ -63,6 +68,10 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_hidden_size: int | None = None
     memory_linear_skip: bool = False
     memory_word_skip: bool = False
+    memory_order: MemoryOrder = "similarity"
+    memory_neighbours: int = 0
+    memory_temperature: float = 10.0
+    memory_copy: dict | None = None
     memory_source: Literal["bank", "soft_prompt"] = "bank"
     vision_hash: str | None = None
     perceiver_hash: str | None = None

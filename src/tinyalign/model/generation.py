@@ -6,22 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 
 from tinyalign.errors import ModelError
-from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+from tinyalign.model.copier import Copier
+from tinyalign.model.copying import CopyFromMemory, take_copy_texts
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever, Neighbourhood
+from tinyalign.model.shared_prefill import SharedPrefillMixin
 
 
-class MemoryGenerationMixin(GenerationMixin):
+class MemoryGenerationMixin(SharedPrefillMixin):
     """What a TinyAlign model does beyond transformers' generation.
 
-    `retriever` is the attached memory, if any; `last_retrieval` is what the last `generate` looked
-    up, None if it did not.
+    `retriever` is the attached memory, if any; `copier` lets answers be copied from what it finds;
+    `last_retrieval` is what the last `generate` looked up, None if it did not.
     """
 
     config: Any
     model: Any
     retriever: MemoryRetriever | None = None
+    copier: Copier | None = None
     last_retrieval: MemoryBatch | None = None
 
     @torch.no_grad()
@@ -31,7 +34,13 @@ class MemoryGenerationMixin(GenerationMixin):
         With a `retriever` attached, memory placeholders in the ids and no memory_values given,
         the memories of each row's last image are fetched first. memory_query_ids (B, L) long is
         the instruction in the Perceiver's vocabulary; memory_exclude goes to the retriever.
+
+        With a `copier`, or a copy_gate of your own, the texts of the neighbours can be copied
+        from: those that were fetched, or copy_ids (B, n, T), copy_weights (B, n) and copy_nearest
+        (B,) (`model.copying.CopyTexts`).
         """
+        copied = take_copy_texts(kwargs)
+        copy_gate = kwargs.pop("copy_gate", None)
         query_ids = kwargs.pop("memory_query_ids", None)
         exclude = kwargs.pop("memory_exclude", None)
         input_ids: Any = inputs if inputs is not None else kwargs.get("input_ids")
@@ -47,12 +56,26 @@ class MemoryGenerationMixin(GenerationMixin):
             kwargs.update(
                 memory_values=found.values, memory_mask=found.mask, memory_scores=found.scores
             )
+            if self.copier is not None and found.neighbours and copied is None:
+                copied = self.copier(found.neighbours)
+        if copy_gate is None and self.copier is not None:
+            copy_gate = self.copier.gate
+        if copied is not None and copy_gate is not None:
+            length = self._prompt_length(input_ids, kwargs)
+            mixing = CopyFromMemory(copied, copy_gate, length)
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), mixing]
         features = kwargs.pop("vision_features", None)
         if features is not None:
             image = self.model.get_image_features(vision_features=features, return_dict=True)
             kwargs["mm_encoder_outputs"] = {"image": image}
         plain: Any = super()
-        return plain.generate(inputs, *args, **kwargs)
+        rows = None if input_ids is None else len(input_ids)
+        with self._sharing_prefill(rows, kwargs.get("mm_encoder_outputs")):
+            return plain.generate(inputs, *args, **kwargs)
+
+    def _prompt_length(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
+        """Where answers start in the ids that a logits processor sees."""
+        return 0 if input_ids is None or "inputs_embeds" in kwargs else input_ids.shape[1]
 
     def _wants_memories(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> bool:
         cache = kwargs.get("past_key_values")
@@ -119,9 +142,11 @@ def _spread(found: MemoryBatch, asking: list[bool]) -> MemoryBatch:
         out[rows] = tensor
         return out
 
+    near = dict(zip(rows, found.neighbours))
     return MemoryBatch(
         spread(found.values),
         spread(found.mask),
         spread(found.scores),
         [ids.get(row, []) for row in range(len(asking))],
+        [near.get(row, Neighbourhood()) for row in range(len(asking))] if near else [],
     )

@@ -20,6 +20,7 @@ from tinyalign.model.backbones.vision import tower_features
 from tinyalign.model.configuration import TinyAlignConfig
 from tinyalign.model.connectors.image import build_connector
 from tinyalign.model.connectors.memory import MemoryConnector
+from tinyalign.model.copying import CopyGate, CopyTexts, mixed_supervised, take_copy_texts
 from tinyalign.model.generation import MemoryGenerationMixin
 from tinyalign.model.head_loss import head_loss
 from tinyalign.model.outputs import TinyAlignModelOutput, TinyAlignOutput, with_loss
@@ -221,6 +222,9 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         logits_to_keep: int | Tensor = 0,
         supervised_only: bool = False,
         cross_entropy: CrossEntropy = "full",
+        copy_ids: Tensor | None = None,
+        copy_weights: Tensor | None = None,
+        copy_nearest: Tensor | None = None,
         **kwargs: Any,
     ) -> TinyAlignOutput:
         """Logits, and with `labels` the loss.
@@ -240,6 +244,9 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         through `model.packing.attention.enable_packing`). Memories are then (S, k, 32, 96) and
         position_ids start at 0 in each sample, whose first label is -100. attention_mask is not
         used.
+        copy_ids (B, n, T), copy_weights (B, n), copy_nearest (B,), with labels: the loss is that of
+        the LLM mixed with what these texts say next, and logits (1, supervised, vocabulary) are
+        log p of the mixture (`model.copying`; the gate is the config's `memory_copy`).
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
         loss_arguments = {
@@ -262,6 +269,11 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        copied = take_copy_texts(
+            {"copy_ids": copy_ids, "copy_weights": copy_weights, "copy_nearest": copy_nearest}
+        )
+        if copied is not None and labels is not None:
+            return self._copied(outputs, labels, copied, **loss_arguments)
         if labels is None or not supervised_only:
             logits = self._head(_kept(hidden, logits_to_keep))
             loss = None if labels is None else self._loss(logits, labels, **loss_arguments)
@@ -271,6 +283,23 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             return with_loss(outputs, self._head_loss(hidden, cross_entropy, **loss_arguments))
         logits = self._head(hidden)
         return with_loss(outputs, self._loss(logits, labels, **loss_arguments), logits)
+
+    def _copied(
+        self, outputs: TinyAlignModelOutput, labels: Tensor, texts: CopyTexts, **arguments: Any
+    ) -> TinyAlignOutput:
+        """Loss and log p of the LLM mixed with what `texts` say next."""
+        gate = CopyGate.of(self.config) if self.copier is None else self.copier.gate
+        if gate is None:
+            raise ModelError(
+                "Texts to copy from were passed, but the model has no copy gate: set "
+                "config.memory_copy, or model.copier."
+            )
+        states: Any = outputs.last_hidden_state
+        hidden, following = _supervised(states, labels)
+        logits = self._head(hidden)[0]
+        mixture = mixed_supervised(logits, labels.to(logits.device), texts.to(logits.device), gate)
+        loss = self._loss(mixture[None], labels, shift_labels=following, **arguments)
+        return with_loss(outputs, loss, mixture[None])
 
     def _loss(self, logits: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         """transformers' loss for a causal LM."""

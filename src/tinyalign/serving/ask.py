@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from tinyalign.data.images import load_image, to_rgb
 from tinyalign.data.sample import ImageRef
 from tinyalign.memory.search.retriever import Retriever
+from tinyalign.model.decoding import Choose, Decoding, decode
 from tinyalign.model.protocols import MemoryBatch
 
 
@@ -32,8 +32,9 @@ def answer(
     question: str,
     retriever: Retriever | None = None,
     max_new_tokens: int = 32,
+    decoding: Decoding | None = None,
 ) -> Answer:
-    """Answer `question` about `image` (a picture or its file), greedily.
+    """Answer `question` about `image` (a picture or its file), greedily unless told otherwise.
 
     The same path as `pipeline("image-text-to-text")`: the processor's chat template, then
     `generate`. `retriever` is by default the one attached to the model, if any; an empty question
@@ -56,13 +57,23 @@ def answer(
             return_dict=True,
             return_tensors="pt",
         ).to(model.device)
-        output = model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
-        )
+        wanted = decoding or Decoding(max_new_tokens)
+        [text] = decode(model, dict(inputs), processor.tokenizer, wanted, _choice(retriever))
         found = model.last_retrieval if retriever is not None else None
-    new = torch.as_tensor(output)[0, inputs["input_ids"].shape[1] :]
-    text = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     return Answer(text, _memories(found, retriever))
+
+
+def _choice(retriever: Retriever | None) -> Choose | None:
+    """Chooses among several answers by what the neighbours say that `generate` looked up."""
+    if retriever is None:
+        return None
+
+    def choose(row: int, candidates: Sequence[str], looked_up: MemoryBatch | None) -> int:
+        return (
+            0 if looked_up is None else retriever.ranker.best(candidates, looked_up.neighbours[row])
+        )
+
+    return choose
 
 
 @contextmanager

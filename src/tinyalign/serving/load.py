@@ -45,13 +45,15 @@ def load(
     dtype: Dtype = "auto",
     engine: Engine = "auto",
     recall: float = RECALL,
+    copy: float | None = None,
 ) -> Loaded:
     """Load a TinyAlign model from its folder or its run folder, and attach a bank.
 
     bank: a bank folder, a run folder, which knows the bank it was trained with, or the Milvus
     URI of a bank. k: memories a question, by default the model's own. device: "auto" takes a GPU
     where there is one. dtype: of tower and LLM, by default as saved; connectors stay float32.
-    engine, recall: how the bank is searched, see `attach_memory`.
+    engine, recall: how the bank is searched; copy: how much is copied from it; see
+    `attach_memory`.
 
     Raises ConfigError where there is no model, ModelError for one that is damaged or another
     kind of model, BankError for a bank that is not the model's.
@@ -60,6 +62,8 @@ def load(
     folder = find_model(model)
     if k is not None and bank is None:
         raise ConfigError(f"k = {k} memories were asked for, but no bank to take them from")
+    if bank is None and copy:
+        raise ConfigError(f"copy = {copy} was asked for, but no bank to copy from")
     if bank is None and (engine, recall) != ("auto", RECALL):
         raise ConfigError(
             f"engine {engine!r} and recall {recall} say how a bank is searched, but none was "
@@ -72,7 +76,7 @@ def load(
     retriever = None
     if bank is not None:
         retriever = attach_memory(
-            loaded, processor, find_bank(bank), k, engine=engine, recall=recall
+            loaded, processor, find_bank(bank), k, engine=engine, recall=recall, copy=copy
         )
     elif loaded.config.memory_k and loaded.config.memory_source == "bank":
         logger.info(

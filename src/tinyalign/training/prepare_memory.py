@@ -7,18 +7,21 @@ agree on these share them, whatever else they differ in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import BankError
-from tinyalign.hashing import hash_json
+from tinyalign.hashing import hash_json, hash_tensors
 from tinyalign.log import logger
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.bank.manifest import FORMAT_VERSION
 from tinyalign.memory.building.builder import BuildPart, build_bank, dataset_hash
 from tinyalign.memory.perceiver import Perceiver, load_perceiver
 from tinyalign.memory.search.neighbours import NeighbourTable, data_hash
+from tinyalign.memory.search.ranker import Ranker
+from tinyalign.memory.search.reordering import chosen_ranker, reordered
 from tinyalign.memory.search.retriever import check_encoder
 from tinyalign.training.caches.features import FeatureCache, Features, FeatureSource
 from tinyalign.training.caches.query_keys import query_keys
@@ -45,6 +48,8 @@ class MemoryPreparer:
         self.features = features
         self.folder = folder
         self.device = features.encoder.device
+        self.ranker: Ranker | None = None
+        """How memories are chosen among neighbours; known once the first table is made."""
 
     def perceiver(self) -> Perceiver:
         """The Perceiver named in the recipe, or the one trained on the recipe's pairs."""
@@ -137,12 +142,41 @@ class MemoryPreparer:
         held_out: samples of another split, whose ids may by chance be those of entries; only
         entries with the same image are excluded then.
         """
-        table = self._search(bank, samples, features, held_out)
+        table = self.ranked(self._search(bank, samples, features, held_out), bank, samples)
         if held_out and is_first():
             k, seed = max(1, self.memory.k), self.memory.seed
             say_overlap(bank, samples, features, k=k, seed=seed, device=self.device)
         seed = self.memory.seed + int(held_out)
         return table.under(self.memory.control, seed)
+
+    def ranked(
+        self, table: NeighbourTable, bank: MemoryBank, samples: Sequence[Sample]
+    ) -> NeighbourTable:
+        """The table with each sample's k memories first, as `memory.order` has it.
+
+        How the neighbours are weighed is chosen once, on the first table that comes: that of the
+        training samples.
+        """
+        if self.ranker is None or self.ranker.bank.hash != bank.hash:
+            self.ranker = self._chosen(table, bank, samples)
+        if self.memory.order == "similarity":
+            return table
+        decides = [table.bank_hash, table.data_hash, table.k, asdict(self.ranker.ranking)]
+        name = hash_json([*decides, self.memory.k, hash_tensors({"rows": table.indices})])
+        path = self.folder / "neighbours" / f"{name}.safetensors"
+        if path.is_file():
+            with suppress(BankError):  # damaged: order them again
+                return NeighbourTable.load(path, bank_hash=bank.hash, data_hash=table.data_hash)
+        found = reordered(table, self.ranker, self.memory.k)
+        found.save(path)
+        return found
+
+    def _chosen(self, table: NeighbourTable, bank: MemoryBank, samples: Sequence[Sample]) -> Ranker:
+        """How neighbours are weighed: as the recipe says, or chosen on these samples."""
+        ranker = Ranker(bank, self.memory.ranking)
+        if self.memory.temperature is not None:
+            return ranker
+        return chosen_ranker(ranker, table, samples, seed=self.memory.seed)
 
     def _search(
         self,

@@ -109,6 +109,7 @@ class StageRun:
     def _use_bank(self, bank: MemoryBank) -> None:
         config, memory = self.model.config, self.recipe.memory
         self.bank = bank
+        self._note_ranking()
         shape = (bank.manifest.n_latents, bank.manifest.d_latents)
         if shape != config.memory_shape:
             raise ConfigError(
@@ -224,7 +225,16 @@ class StageRun:
         if self.bank is None:
             return None
         table = self.memory.neighbours(self.bank, samples, features, held_out=held_out)
+        self._note_ranking()
         return Neighbours(self.bank, table, self.recipe.memory.k)
+
+    def _note_ranking(self) -> None:
+        """The model is to choose its memories as they were chosen for its training samples."""
+        ranker, config = self.memory.ranker, self.model.config
+        ranking = self.recipe.memory.ranking if ranker is None else ranker.ranking
+        config.memory_order = ranking.order
+        config.memory_neighbours = ranking.neighbours
+        config.memory_temperature = ranking.temperature
 
     # -- training -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tinyalign.cli.evaluate.benchmark import BenchmarkOptions, check_untouched
 from tinyalign.cli.front.options import NAME, DataOptions
-from tinyalign.cli.search_options import SearchOptions
+from tinyalign.cli.search_options import AnswerOptions
 from tinyalign.errors import ConfigError
 from tinyalign.vocabulary import EvaluationControl
 
@@ -16,7 +16,7 @@ TASK_ONLY = ("format", "image_folder", "split", "prompt", "captions")
 
 
 @dataclass(kw_only=True)
-class EvaluateArgs(BenchmarkOptions, SearchOptions, DataOptions):
+class EvaluateArgs(BenchmarkOptions, AnswerOptions, DataOptions):
     """Arguments of `tinyalign evaluate`."""
 
     model: str
@@ -58,7 +58,7 @@ class EvaluateArgs(BenchmarkOptions, SearchOptions, DataOptions):
     """Leave the image out of the prompt, and the memories with it: what the text gives away."""
     rows: Literal["all"] | None = None
     """"all" runs memory on, off, shuffled, and text without image, each in a folder of its own
-    in --out, and prints them in one table."""
+    in --out, and prints them in one table, with what memory answers without a model beside."""
     k: int | None = None
     """Memories a sample; by default the model's own."""
     shard: str | None = None
@@ -100,11 +100,14 @@ def check_evaluate(args: EvaluateArgs) -> None:
     from tinyalign.evaluation.results import refuse_unknown, results_path
 
     _check_source(args)
-    for name, least in (("batch_size", 1), ("max_new_tokens", 0 if args.task else 1)):
+    one = [("batch_size", 1), ("beams", 1), ("best_of", 1)]
+    for name, least in (*one, ("max_new_tokens", 0 if args.task else 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be {least} or more, found {value}")
     check_bank(args)
+    if args.best_of > 1 and (args.bank is None or args.shown == "off" or args.no_image):
+        raise ConfigError("--best-of chooses by what neighbours say; it needs a --bank, memory on")
     if args.rows and args.bank is None:
         raise ConfigError("--rows all compares a memory with none: it needs a --bank")
     if args.rows and (args.no_image or args.shown != "none"):

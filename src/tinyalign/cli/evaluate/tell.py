@@ -76,6 +76,8 @@ def _tell_rows(found: Mapping[str, Evaluation]) -> None:
             continue
         lines: list[list[Any]] = []
         for row, one in found.items():
+            if name not in one.results.metrics:  # a look-up has no loss
+                continue
             value = one.results.metrics[name]
             line: list[Any] = [row, value.value, _between(value, one)]
             if name in paired and row != "on":

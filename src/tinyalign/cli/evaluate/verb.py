@@ -55,7 +55,7 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
     samples, settings = _asked(args)
     loaded = load(
         args.model, args.bank, k=args.k, device=local_device(args.device), dtype=args.dtype,
-        engine=args.engine, recall=args.recall,
+        engine=args.engine, recall=args.recall, copy=args.copy,
     )  # fmt: skip
     if rank() == 0 and args.measured not in WITHOUT_QUESTION:
         warn_of_unread_question(loaded.processor)
@@ -67,6 +67,8 @@ def _run(args: EvaluateArgs) -> dict[str, Evaluation]:
         "batch_size": args.batch_size,
         "strict": args.strict,
         "loss": args.loss,
+        "beams": args.beams,
+        "best_of": args.best_of,
         "model_name": args.model,
     }
     if args.max_new_tokens is not None:

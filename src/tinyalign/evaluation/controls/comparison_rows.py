@@ -1,4 +1,7 @@
-"""The four rows that together tell what retrieval did: memory on, off, shuffled, and text alone."""
+"""The rows that together tell what retrieval did.
+
+Memory on, off, shuffled, and text alone; and what the same neighbours answer with no model at all.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,18 @@ from typing import Any, Literal, get_args
 
 from tinyalign.data.sample import Sample
 from tinyalign.errors import EvaluationError
+from tinyalign.evaluation.controls.look_up import LOOK_UPS, look_up
 from tinyalign.evaluation.controls.retrievers import RandomMemories, ShuffledBank
-from tinyalign.evaluation.results import results_path
-from tinyalign.evaluation.running.runner import Evaluation, evaluate
+from tinyalign.evaluation.results import results_path, write_results
+from tinyalign.evaluation.running.runner import Evaluation, evaluate, rescored
+from tinyalign.evaluation.running.shards import rank
 from tinyalign.memory.search.retriever import Retriever
 from tinyalign.model.protocols import MemoryRetriever
 from tinyalign.vocabulary import EvaluationControl
 
 TEXT_ONLY = "text-only"
 ROWS = ("on", "off", "shuffled", TEXT_ONLY)
+"""The rows that a model answers; `LOOK_UPS` come beside them."""
 
 
 def with_control(
@@ -52,8 +58,9 @@ def evaluate_rows(
 ) -> dict[str, Evaluation]:
     """`evaluate` with each of `ROWS`, in a folder each: `out`/on, `out`/off, and so on.
 
-    Takes the settings of `evaluate`. Raises EvaluationError without a bank, or where `out` is
-    no folder.
+    Beside them stand the rows of `LOOK_UPS`, which need no model; they are left out where the
+    rows were judged without answers. Takes the settings of `evaluate`. Raises EvaluationError
+    without a bank, or where `out` is no folder.
     """
     if retriever is None:
         raise EvaluationError("The rows compare a memory with none: they need a bank.")
@@ -63,6 +70,7 @@ def evaluate_rows(
     for row in ROWS:
         text_only = row == TEXT_ONLY
         control: Any = "off" if text_only else row
+        own = {**settings, "best_of": 1} if control == "off" else settings
         found[row] = evaluate(
             model,
             processor,
@@ -71,6 +79,14 @@ def evaluate_rows(
             show_image=not text_only,
             out=Path(out) / row,
             seed=seed,
-            **settings,
+            **own,
         )
+    if not found["on"].missing and found["on"].results.decoding["max_new_tokens"]:
+        for kind in LOOK_UPS:
+            told = look_up(found["on"].predictions, kind)
+            what = {"memory": f"look-up: {kind}", "loss": "none without a model"}
+            alone = rescored(found["on"], told, samples, settings.get("scorer"), what)
+            if rank() == 0:
+                write_results(Path(out) / kind, alone.results, alone.predictions)
+            found[kind] = alone
     return found

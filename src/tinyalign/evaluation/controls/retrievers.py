@@ -15,6 +15,7 @@ from tinyalign.hashing import hash_json
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.perceiver import Perceiver
 from tinyalign.memory.search.cycle import Cycle
+from tinyalign.memory.search.ranker import Ranker
 from tinyalign.memory.search.retriever import Exclusion, Retriever
 from tinyalign.model.protocols import MemoryBatch
 
@@ -38,6 +39,11 @@ class _Control:
         return self.retriever.perceiver
 
     @property
+    def ranker(self) -> Ranker:
+        """What says on what neighbours agree."""
+        return self.retriever.ranker
+
+    @property
     def k(self) -> int:
         """Memories a query."""
         return self.retriever.k
@@ -47,11 +53,20 @@ class _Control:
         """How the bank is searched, where that is not the default."""
         return self.retriever.search_settings
 
-    def _showing(self, found: MemoryBatch, rows: Tensor) -> MemoryBatch:
-        """`found` with the memories at `rows` (B, k) of the bank instead, -1 for none."""
-        entries = self.bank.entries.at(i for i in rows.flatten().tolist() if i >= 0)
+    def _showing(
+        self, found: MemoryBatch, rows: Tensor, others: Sequence[Sequence[int]]
+    ) -> MemoryBatch:
+        """`found` with the memories at `rows` (B, k) of the bank instead, -1 for none, and with
+        neighbours that say what the rows `others` say."""
+        shown = [i for i in rows.flatten().tolist() if i >= 0]
+        entries = self.bank.entries.at([*shown, *(i for line in others for i in line)])
         ids = [[entries[i].id for i in line if i >= 0] for line in rows.tolist()]
-        return replace(found, values=self.bank.gather(rows).to(found.values.device), ids=ids)
+        neighbours = [
+            replace(near, rows=list(line), texts=[entries[i].answer for i in line])
+            for near, line in zip(found.neighbours, others)
+        ]
+        values = self.bank.gather(rows).to(found.values.device)
+        return replace(found, values=values, ids=ids, neighbours=neighbours)
 
 
 class ShuffledBank(_Control):
@@ -84,12 +99,19 @@ class ShuffledBank(_Control):
         found = self.retriever.retrieve(vision_features, query_ids, exclude)
         rows = torch.full(found.mask.shape, -1, dtype=torch.int64)
         for row, ids in enumerate(found.ids):
-            one = Exclusion() if exclude is None else exclude[row]
-            banned = set(self.bank.rows_of(one.ids, one.image_hashes))
+            banned = self._banned(exclude, row)
             for slot, name in enumerate(ids):
                 [at] = np.setdiff1d(self.bank.rows_of([name]), self.bank.removed)
                 rows[row, slot] = self._cycle.next(int(at), banned)
-        return self._showing(found, rows)
+        others = [
+            [self._cycle.next(at, self._banned(exclude, row)) for at in near.rows]
+            for row, near in enumerate(found.neighbours)
+        ]
+        return self._showing(found, rows, others)
+
+    def _banned(self, exclude: Sequence[Exclusion] | None, row: int) -> set[int]:
+        one = Exclusion() if exclude is None else exclude[row]
+        return set(self.bank.rows_of(one.ids, one.image_hashes))
 
 
 class RandomMemories(_Control):
@@ -113,9 +135,13 @@ class RandomMemories(_Control):
             raise EvaluationError("Random memories are drawn by sample id: pass `exclude`.")
         found = self.retriever.retrieve(vision_features, query_ids, exclude)
         rows = torch.full(found.mask.shape, -1, dtype=torch.int64)
+        others: list[list[int]] = []
         for row, (one, wanted) in enumerate(zip(exclude, found.mask.sum(dim=1).tolist())):
-            rows[row, :wanted] = torch.from_numpy(self._draw(one, wanted))
-        return self._showing(found, rows)
+            wide = len(found.neighbours[row].rows) if found.neighbours else wanted
+            drawn = self._draw(one, max(wide, wanted))
+            rows[row, :wanted] = torch.from_numpy(drawn[:wanted])
+            others.append(drawn[:wide].tolist())
+        return self._showing(found, rows, others)
 
     def _draw(self, exclude: Exclusion, wanted: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, int(hash_json(exclude.ids), 16)])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tinyalign.data.chat import Encoded
 from tinyalign.data.collator import IGNORED, Collator
+from tinyalign.model.decoding import Choose, Decoding, decode
 
 
 def answer_losses(
@@ -49,21 +49,16 @@ def answers(
     prompts: Sequence[Encoded],
     inputs: dict[str, Tensor],
     tokenizer: Any,
-    max_new_tokens: int,
+    decoding: Decoding,
+    choose: Choose | None = None,
 ) -> list[str]:
-    """Greedy answers. Prompts are padded on the left, so batching does not change them."""
+    """Answers. Prompts are padded on the left, so batching does not change greedy ones."""
     collate = Collator(tokenizer.pad_token_id, padding_side="left")
     batch = collate([{"input_ids": prompt.input_ids} for prompt in prompts])
     device = model.device
-    ids = batch["input_ids"].to(device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=batch["attention_mask"].to(device),
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
+    asked = {
+        "input_ids": batch["input_ids"].to(device),
+        "attention_mask": batch["attention_mask"].to(device),
         **inputs,
-    )
-    new: Tensor = output[:, ids.shape[1] :]
-    texts = tokenizer.batch_decode(torch.as_tensor(new), skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    }
+    return decode(model, asked, tokenizer, decoding, choose)

@@ -17,6 +17,7 @@ from tinyalign.evaluation.results import Prediction
 from tinyalign.evaluation.running.inputs import Item, ItemReader
 from tinyalign.evaluation.running.predictor import Predictor
 from tinyalign.evaluation.running.runner import evaluating, memory_tokens
+from tinyalign.model.decoding import Decoding
 from tinyalign.model.protocols import MemoryRetriever
 
 
@@ -67,7 +68,7 @@ class Answerer:
 
     def _predictor(self, max_new_tokens: int, shown: bool) -> Predictor:
         return Predictor(
-            self.model, self.processor, self.retriever, max_new_tokens, show_image=shown
+            self.model, self.processor, self.retriever, Decoding(max_new_tokens), show_image=shown
         )
 
     def _reader(self, shown: bool) -> ItemReader:

@@ -49,7 +49,7 @@ def image_id(sample: Sample) -> str:
 
 def references(sample: Sample) -> tuple[str, ...]:
     """What a prediction is judged by: the sample's references, or else its own answer."""
-    return sample.references or ((sample.answer,) if sample.answer else ())
+    return sample.judged_by
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tinyalign.evaluation.results import Prediction
+from tinyalign.evaluation.results import CONSENSUS, NEAREST, Prediction
 from tinyalign.evaluation.running.answering import answer_losses, answers
 from tinyalign.evaluation.running.inputs import Item, retrieve, vision_features
 from tinyalign.memory.building.builder import FeatureRows
 from tinyalign.model.backbones.vision import VisionEncoder
-from tinyalign.model.protocols import MemoryBatch, MemoryRetriever
+from tinyalign.model.decoding import Choose, Decoding
+from tinyalign.model.protocols import MemoryBatch, MemoryRetriever, Neighbourhood
 
 
 class Predictor:
@@ -22,19 +23,19 @@ class Predictor:
         model: Any,
         processor: Any,
         retriever: MemoryRetriever | None,
-        max_new_tokens: int,
+        decoding: Decoding,
         cached_features: FeatureRows | None = None,
         show_image: bool = True,
         loss: bool = True,
     ) -> None:
-        """`max_new_tokens` 0 asks for no answer; without `show_image` text is all there is;
+        """`max_new_tokens` of 0 asks for no answer; without `show_image` text is all there is;
         without `loss` no answer is shown to the model."""
         self.model, self.processor = model, processor
         self.retriever = retriever if show_image else None
         self.show_image = show_image
         self.vision = VisionEncoder.from_model(model, processor)
         self.cached_features = cached_features
-        self.max_new_tokens = max_new_tokens
+        self.decoding = decoding
         self.loss = loss
         self._answered: dict[tuple[object, ...], str] = {}
 
@@ -45,7 +46,8 @@ class Predictor:
         inputs, memory = self._inputs(items)
         losses, counts = self._losses(items, inputs)
         memory_ids = memory.ids if memory is not None else [[] for _ in items]
-        texts = self._answers(items, inputs, memory_ids)
+        texts = self._answers(items, inputs, memory)
+        look_up = self._look_up(memory, len(items))
         found: dict[int, Prediction] = {}
         for row, item in enumerate(items):
             ids = tuple(memory_ids[row])
@@ -60,9 +62,23 @@ class Predictor:
                 supervised_tokens=counts[row],
                 memory_ids=ids,
                 memory_scores=tuple(scores),
+                look_up=look_up[row],
                 category=item.sample.category,
             )
         return found
+
+    def _look_up(self, memory: MemoryBatch | None, n: int) -> list[dict[str, str]]:
+        """What the neighbours of each item answer without a model."""
+        ranker = getattr(self.retriever, "ranker", None)
+        if memory is None or ranker is None or not memory.neighbours:
+            return [{} for _ in range(n)]
+        return [
+            {
+                NEAREST: near.texts[0] if near.texts else "",
+                CONSENSUS: ranker.agreed(near.texts, near.scores),
+            }
+            for near in memory.neighbours
+        ]
 
     def _losses(
         self, items: list[Item], inputs: dict[str, Tensor]
@@ -80,21 +96,29 @@ class Predictor:
         if self.retriever is None:
             return {"vision_features": features}, None
         memory = retrieve(items, features, self.retriever, self.processor)
-        return {
+        inputs = {
             "vision_features": features,
             "memory_values": memory.values,
             "memory_mask": memory.mask,
             "memory_scores": memory.scores,
-        }, memory
+        }
+        copier = self.model.copier
+        if copier is not None and memory.neighbours:
+            inputs |= copier(memory.neighbours).to(features.device).inputs()
+        return inputs, memory
 
     def _answers(
-        self, items: list[Item], inputs: dict[str, Tensor], memory_ids: list[list[str]]
+        self, items: list[Item], inputs: dict[str, Tensor], memory: MemoryBatch | None
     ) -> list[str]:
-        if not self.max_new_tokens:
+        if not self.decoding.max_new_tokens:
             return [""] * len(items)
         questions = [
-            (item.image_id if self.show_image else None, *item.prompt.input_ids, *ids)
-            for item, ids in zip(items, memory_ids)
+            (
+                item.image_id if self.show_image else None,
+                *item.prompt.input_ids,
+                *_seen(memory, row),
+            )
+            for row, item in enumerate(items)
         ]
         new: dict[tuple[object, ...], int] = {}
         for row, question in enumerate(questions):
@@ -102,12 +126,29 @@ class Predictor:
                 new.setdefault(question, row)
         if new:
             rows = list(new.values())
+            told = [] if memory is None else memory.neighbours
+            near = [told[row] for row in rows] if told else []
             texts = answers(
                 self.model,
                 [items[row].prompt for row in rows],
                 {name: tensor[rows] for name, tensor in inputs.items()},
                 self.processor.tokenizer,
-                self.max_new_tokens,
+                self.decoding,
+                self._chooser(near),
             )
             self._answered.update(zip(new, texts))
         return [self._answered[question] for question in questions]
+
+    def _chooser(self, near: list[Neighbourhood]) -> Choose | None:
+        """Chooses among several answers by what each item's neighbours say."""
+        ranker = getattr(self.retriever, "ranker", None)
+        if ranker is None or not near:
+            return None
+        return lambda row, candidates, _: ranker.best(candidates, near[row])
+
+
+def _seen(memory: MemoryBatch | None, row: int) -> list[object]:
+    """What an answer depends on besides image and prompt: memories, and neighbours' texts."""
+    if memory is None:
+        return []
+    return [*memory.ids[row], *(memory.neighbours[row].rows if memory.neighbours else ())]

@@ -25,6 +25,7 @@ from tinyalign.evaluation.tasks import MAX_NEW_TOKENS, Scored, check_task, score
 from tinyalign.hashing import hash_tensors
 from tinyalign.log import logger, progress
 from tinyalign.memory.building.builder import FeatureRows
+from tinyalign.model.decoding import Decoding
 from tinyalign.model.protocols import MemoryRetriever
 
 Scorer = Callable[[Sequence[Prediction]], Scored]
@@ -64,8 +65,10 @@ def evaluate(
     scorer: Scorer | None = None,
     contamination: Contamination | None = None,
     loss: bool = True,
+    beams: int = 1,
+    best_of: int = 1,
 ) -> Evaluation:
-    """Judge `model` on `samples`; greedy decoding.
+    """Judge `model` on `samples`; greedy decoding, unless told otherwise.
 
     Under torch.distributed every rank judges its share, rank 0 writes, and all return the whole.
 
@@ -78,6 +81,8 @@ def evaluate(
             are looked up by it: what the text alone gives away.
         max_new_tokens: by default enough for the task; 0 measures the loss alone.
         loss: False measures answers alone, in about half the time.
+        beams: of a beam search; 1 is greedy.
+        best_of: answers to choose among, by what the neighbours' texts agree with most.
         seed: of the bootstrap; nothing else is random.
         device: moves the model there first; by default it stays where it is.
         out: results.json or its folder; predictions.jsonl goes beside it. A run that was stopped
@@ -105,7 +110,8 @@ def evaluate(
     reader = ItemReader(
         samples, processor, tokens, decode=decode, strict=strict, show_image=show_image
     )
-    predictor = Predictor(model, processor, retriever, length, cached_features, show_image, loss)
+    decoding = Decoding(length, beams, best_of)
+    predictor = Predictor(model, processor, retriever, decoding, cached_features, show_image, loss)
     draft = _draft(predictor, task, len(samples), seed, protocol)
     draft.model, draft.bank = model_name or draft.model, bank_name or draft.bank
     draft.settings |= {"batch_size": batch_size, "data": dict(data or {})}
@@ -171,18 +177,42 @@ def _scored(
         "memories": max((len(p.memory_ids) for p in predictions), default=0),
         "images": len({p.image_id for p in predictions}),
     }
+    return _with_scores(results, predictions, samples, scorer)
+
+
+def _with_scores(
+    results: Results,
+    predictions: Sequence[Prediction],
+    samples: Sequence[Sample],
+    scorer: Scorer | None,
+) -> Evaluation:
     if scorer is None:
         scorer = partial(
             score,
-            draft.task,
-            generated=draft.decoding["max_new_tokens"] > 0,
-            reference_set=_reference_set(samples) if draft.task == "caption" else None,
-            seed=draft.seed,
+            results.task,
+            generated=results.decoding["max_new_tokens"] > 0,
+            reference_set=_reference_set(samples) if results.task == "caption" else None,
+            seed=results.seed,
         )
     scored = scorer(predictions)
     results.metrics = scored.metrics
     results.settings |= scored.settings
     return Evaluation(results, scored.predictions)
+
+
+def rescored(
+    before: Evaluation,
+    predictions: Sequence[Prediction],
+    samples: Sequence[Sample],
+    scorer: Scorer | None,
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    """Other answers to the same samples, scored as those of `before` were.
+
+    settings: what is different about them, for the record.
+    """
+    results = replace(before.results, settings={**before.results.settings, **settings})
+    return _with_scores(results, predictions, samples, scorer)
 
 
 def _draft(
@@ -210,12 +240,20 @@ def _draft(
             "device": str(predictor.vision.device),
             **({} if predictor.loss else {"loss": "not measured"}),
             **({"search": search} if search else {}),
+            **_copying(model, retriever),
         },
         model_hash=hash_tensors(model.state_dict()),
         bank_hash=getattr(getattr(retriever, "bank", None), "hash", None),
         protocol=dict(protocol or {}),
-        decoding={"do_sample": False, "num_beams": 1, "max_new_tokens": predictor.max_new_tokens},
+        decoding=predictor.decoding.as_dict(),
     )
+
+
+def _copying(model: Any, retriever: MemoryRetriever | None) -> dict[str, Any]:
+    """How much is copied from the neighbours' texts, where anything is."""
+    if retriever is None or model.copier is None:
+        return {}
+    return {"copy": [round(one, 6) for one in model.copier.gate.weights]}
 
 
 def _in_bank(samples: Sequence[Sample], retriever: MemoryRetriever | None) -> Contamination:

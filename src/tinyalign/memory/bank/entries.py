@@ -45,6 +45,11 @@ class Entry:
     instruction: str
     """The text in the key."""
 
+    @property
+    def answer(self) -> str:
+        """Its text without the instruction: what it says of its image."""
+        return self.text.removeprefix(self.instruction).strip()
+
 
 @dataclass(frozen=True)
 class Commit:

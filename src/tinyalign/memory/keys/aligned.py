@@ -91,7 +91,7 @@ class AlignedKeyFunction:
     @cached_property
     def hash(self) -> str:
         """Content hash of the settings and the tensors."""
-        return hash_json([self.kind, FORMAT_VERSION, hash_tensors(self._tensors())])
+        return hash_json([self.kind, FORMAT_VERSION, hash_tensors(self.tensors())])
 
     @torch.no_grad()
     def entry_keys(
@@ -156,7 +156,8 @@ class AlignedKeyFunction:
 
     # -- saving, loading ----------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved, on the CPU in float32."""
         names = ("image_mean", "idf", "basis", "text_mean", "instruction_mean", "maps")
         return {name: getattr(self, name).detach().cpu().float().contiguous() for name in names}
 
@@ -164,7 +165,7 @@ class AlignedKeyFunction:
         """Write key.json and key.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "key.safetensors")
+        save_file(self.tensors(), folder / "key.safetensors")
         common_mode(folder / "key.safetensors")
         settings = {
             "format_version": FORMAT_VERSION,

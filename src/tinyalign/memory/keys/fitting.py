@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from tinyalign.errors import ConfigError
 from tinyalign.memory.keys.aligned import AlignedKeyFunction, fit_aligned
 from tinyalign.memory.keys.image_text import ImageTextKeyFunction
+from tinyalign.memory.keys.joint import JointKeyFunction, pooled
 from tinyalign.memory.keys.protocol import KeyCorpus, KeyMaker
 from tinyalign.memory.keys.text import encode_text, normalise
 
@@ -89,5 +92,22 @@ def fit_aligned_to(corpus: KeyCorpus) -> AlignedKeyFunction:
     return fit_aligned(pooled, texts, asked, names, corpus.tokenizer.get_vocab_size())
 
 
+def fit_joint(corpus: KeyCorpus) -> JointKeyFunction:
+    """The aligned maps, and the directions in which mean image features vary most beside them."""
+    if not len(corpus):
+        raise ConfigError("cannot fit a key function on no pairs: the corpus is empty")
+    seen = _thinned(range(len(corpus)), DIRECTIONS)
+    blocks = [pooled(corpus.features(block), torch.ones(2))[:, 0] for block in _blocks(seen)]
+    sample = torch.cat(blocks)  # (N, 2 D)
+    scales = torch.stack([half.std().clamp(min=1e-6) for half in sample.chunk(2, dim=1)])
+    aligned = fit_aligned_to(
+        replace(corpus, features=lambda rows: pooled(corpus.features(rows), scales))
+    )
+    found = principal_directions(corpus.features, range(len(corpus)))
+    directions = torch.eye(aligned.image_width // 2) if found is None else found
+    return JointKeyFunction(aligned, scales, directions, corpus.alpha)
+
+
 IMAGE_TEXT = KeyMaker(fit_image_text, ImageTextKeyFunction.load)
 ALIGNED = KeyMaker(fit_aligned_to, AlignedKeyFunction.load)
+JOINT = KeyMaker(fit_joint, JointKeyFunction.load)

@@ -20,6 +20,7 @@ KEY_FUNCTIONS: Registry[KeyMaker] = Registry(
         "pooled": Lazy(f"{_FITTING}:IMAGE_TEXT"),
         "attention": Lazy(f"{_FITTING}:IMAGE_TEXT"),
         "aligned": Lazy(f"{_FITTING}:ALIGNED"),
+        "joint": Lazy(f"{_FITTING}:JOINT"),
     },
 )
 """Name to what fits and loads it; see `tinyalign.memory.keys.protocol`."""

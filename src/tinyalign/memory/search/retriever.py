@@ -21,7 +21,9 @@ from tinyalign.memory.perceiver import (
     load_perceiver,
 )
 from tinyalign.memory.search.index import Index, KeyIndex
-from tinyalign.model.protocols import MemoryBatch
+from tinyalign.memory.search.ranker import Ranker
+from tinyalign.memory.search.ranking import Ranking
+from tinyalign.model.protocols import MemoryBatch, Neighbourhood
 from tinyalign.vocabulary import RECALL, Engine
 
 if TYPE_CHECKING:
@@ -75,11 +77,13 @@ class Retriever:
         engine: Engine = "auto",
         recall: float = RECALL,
         index: Index | None = None,
+        ranking: Ranking | None = None,
     ) -> None:
         """The Perceiver's key function must be the bank's; raises BankError otherwise.
 
         With a `device` the keys are held and searched there. engine, recall: see `KeyIndex`.
-        index: searches the bank in its place.
+        index: searches the bank in its place. ranking: which of the neighbours are memories; by
+        default the nearest.
         """
         if k < 0:
             raise ConfigError(f"k must be 0 or more, found {k}")
@@ -92,6 +96,7 @@ class Retriever:
         self.k = k
         self.slots = slots
         self.index: Index = index or KeyIndex(bank, device, engine=engine, recall=recall)
+        self.ranker = Ranker(bank, ranking or Ranking())
 
     @classmethod
     def open(
@@ -104,11 +109,13 @@ class Retriever:
         engine: Engine = "auto",
         recall: float = RECALL,
         index: Index | None = None,
+        ranking: Ranking | None = None,
     ) -> Retriever:
         """A retriever with the Perceiver that lies in the bank's own folder."""
         return cls(
             bank, load_perceiver(bank), k,
             slots=slots, device=device, engine=engine, recall=recall, index=index,
+            ranking=ranking,
         )  # fmt: skip
 
     def refresh(self) -> bool:
@@ -140,17 +147,26 @@ class Retriever:
         come back on the device of the features.
         """
         queries = self.key_function.keys(vision_features.detach(), query_ids)
-        indices, scores = self._search(queries, self.k, exclude)
-        rest = self.slots - self.k
-        indices = torch.nn.functional.pad(indices, (0, rest), value=-1)
-        scores = torch.nn.functional.pad(scores, (0, rest))
+        wide = max(self.k, self.ranker.ranking.neighbours)
+        rows, scores = self._search(queries, wide, exclude)
+        entries = self.bank.entries.at(row for row in rows.flatten().tolist() if row >= 0)
+        indices = torch.full((len(rows), self.slots), -1, dtype=torch.int64)
+        shown = torch.zeros(len(rows), self.slots)
+        neighbours: list[Neighbourhood] = []
+        for b, line in enumerate(rows.tolist()):
+            line = [row for row in line if row >= 0]
+            found = [entries[row].answer for row in line], scores[b, : len(line)].tolist()
+            first = self.ranker.first(*found, self.k)
+            indices[b, : len(first)] = torch.tensor([line[i] for i in first], dtype=torch.int64)
+            shown[b, : len(first)] = scores[b, first]
+            neighbours.append(Neighbourhood(line, *found))
         device = vision_features.device
-        entries = self.bank.entries.at(row for row in indices.flatten().tolist() if row >= 0)
         return MemoryBatch(
             values=self.bank.gather(indices).to(device),
             mask=(indices >= 0).to(device),
-            scores=scores.to(device),
-            ids=[[entries[row].id for row in rows if row >= 0] for rows in indices.tolist()],
+            scores=shown.to(device),
+            ids=[[entries[row].id for row in line if row >= 0] for line in indices.tolist()],
+            neighbours=neighbours,
         )
 
     def search(

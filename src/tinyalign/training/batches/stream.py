@@ -28,6 +28,8 @@ from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.perceiver import load_perceiver
 from tinyalign.memory.search.index import KeyIndex
 from tinyalign.memory.search.neighbours import NeighbourTable
+from tinyalign.memory.search.ranker import Ranker
+from tinyalign.memory.search.reordering import reordered
 from tinyalign.training.batches.dataset import Neighbours, TrainingDataset
 from tinyalign.training.caches.features import Features
 from tinyalign.training.caches.query_keys import query_keys
@@ -164,6 +166,7 @@ class BlockSearch:
         self.bank, self.memory = bank, memory
         self.perceiver = load_perceiver(bank)
         self.index = KeyIndex(bank, "cpu", engine="exact")
+        self.ranker = Ranker(bank, memory.ranking)
 
     def __call__(self, samples: Sequence[Sample], features: Features, number: int) -> Neighbours:
         """Rows and scores for each sample of block `number`; its own entries are excluded."""
@@ -173,6 +176,8 @@ class BlockSearch:
         ids = [sample.id for sample in samples]
         k = max(self.memory.neighbours, self.memory.k)
         table = NeighbourTable.build(self.bank, queries, ids, hashes, k, index=self.index)
+        if self.memory.order != "similarity":
+            table = reordered(table, self.ranker, self.memory.k)
         seed = self.memory.seed * 1_000_003 + number
         return Neighbours(self.bank, table.under(self.memory.control, seed), self.memory.k)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 from tinyalign.errors import ConfigError
 from tinyalign.lazy import renamed
 from tinyalign.memory.keys.registry import KEY_FUNCTIONS
+from tinyalign.memory.search.ranking import TEMPERATURE, Ranking
 from tinyalign.model.forms import FUSIONS
 from tinyalign.training.recipe.data import DataSource
 from tinyalign.training.recipe.old_names import FLAT_MEMORY, takes_old_names
@@ -17,6 +18,7 @@ from tinyalign.vocabulary import (
     CaptionChoice,
     KeyKind,
     KeysDtype,
+    MemoryOrder,
     TrainingControl,
     ValuesDtype,
 )
@@ -128,11 +130,11 @@ class KeyArgs:
 
     kind: KeyKind = "pooled"
     """Key function. "pooled": mean image features beside the instruction's words. "attention": the
-    paper's. "aligned": entries by their text, queries by what their image should say. Or one that
-    another package registers."""
+    paper's. "aligned": entries by their text, queries by what their image should say. "joint":
+    aligned, and image with image beside it. Or one that another package registers."""
     alpha: float = 0.4
-    """The image's share of a pooled or attention key; without an instruction a key is the image's
-    alone."""
+    """The image's share of a pooled, attention or joint key; without an instruction a pooled or
+    attention key is the image's alone."""
 
     def __post_init__(self) -> None:
         KEY_FUNCTIONS.check(self.kind)
@@ -180,7 +182,14 @@ class MemoryArgs:
     k: int = 5
     """Memories a query; 0 is the baseline without memory."""
     neighbours: int = 10
-    """Neighbours that are searched and kept for each sample; the first k of them are used."""
+    """Neighbours that are searched and kept for each sample; k of them are its memories."""
+    order: MemoryOrder = "similarity"
+    """Which k: with "similarity" the nearest, with "consensus" those whose texts speak best for all
+    `neighbours`, which wants many of them."""
+    temperature: float | None = None
+    """With order consensus a neighbour weighs exp(temperature x similarity). By default it is
+    chosen, and how many of the neighbours are listened to, on samples of the training data, each
+    without its own entries and fold."""
     control: TrainingControl = "none"
     """"soft_prompt": learned values in place of retrieved ones. "random": memories drawn at random.
     "shuffled": each memory with another entry's value. "another_sample": the memories of another
@@ -217,6 +226,13 @@ class MemoryArgs:
                 "memory.drop_probability must be at least 0 and below 1, found "
                 f"{self.drop_probability}; for no memory at all set memory.k to 0"
             )
+        if self.order not in get_args(MemoryOrder):
+            raise ConfigError(
+                f"memory.order: expected one of {', '.join(get_args(MemoryOrder))}, found "
+                f"{self.order!r}"
+            )
+        if self.temperature is not None and self.temperature < 0.0:
+            raise ConfigError(f"memory.temperature must be 0 or more, found {self.temperature}")
         if self.neighbours < 1:
             raise ConfigError(f"memory.neighbours must be positive, found {self.neighbours}")
         if self.bank.path is not None and self.control == "untrained_perceiver":
@@ -224,6 +240,12 @@ class MemoryArgs:
                 "memory.control untrained_perceiver builds a bank of its own; leave out "
                 "memory.bank.path"
             )
+
+    @property
+    def ranking(self) -> Ranking:
+        """Which neighbours are memories, as far as the recipe says it."""
+        temperature = TEMPERATURE if self.temperature is None else self.temperature
+        return Ranking(self.order, max(self.neighbours, self.k), temperature)
 
     @property
     def reads_bank(self) -> bool:

@@ -36,6 +36,8 @@ def _of_memory(recipe: Recipe) -> Iterator[str]:
                 yield _says(f"memory.fusion.args {name}", "without prompt_tokens")
     if key.kind == "aligned":
         yield from _idle("memory.key", key, ["alpha"], "with kind aligned")
+    if memory.order == "similarity":
+        yield from _idle("memory", memory, ["temperature"], "with order similarity")
     yield from _of_bank(recipe)
 
 

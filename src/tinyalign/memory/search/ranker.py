@@ -1,0 +1,69 @@
+"""Orders a query's neighbours by a ranking, and says what they agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinyalign.memory.bank.bank import MemoryBank
+from tinyalign.memory.search.consensus import (
+    COUNTED,
+    Floats,
+    NgramFrequencies,
+    similarities,
+    spokesmen,
+    votes,
+)
+from tinyalign.memory.search.ranking import Ranking
+from tinyalign.model.protocols import Neighbourhood
+
+
+class Ranker:
+    """Orders the neighbours of queries to one bank, by what their texts agree on."""
+
+    def __init__(self, bank: MemoryBank, ranking: Ranking) -> None:
+        self.bank, self.ranking = bank, ranking
+        self._frequencies: NgramFrequencies | None = None
+        self._counted: str | None = None
+
+    def with_ranking(self, ranking: Ranking) -> Ranker:
+        """The same bank, whose words are counted but once, in another order."""
+        other = Ranker(self.bank, ranking)
+        other._frequencies, other._counted = self._frequencies, self._counted
+        return other
+
+    @property
+    def frequencies(self) -> NgramFrequencies:
+        """How common the n-grams of the bank's answers are; of a changed bank counted anew."""
+        if self._frequencies is None or self._counted != self.bank.hash:
+            live = self.bank.live
+            rows = live[:: max(1, -(-len(live) // COUNTED))]
+            entries = self.bank.entries.at(rows.tolist())
+            self._frequencies = NgramFrequencies([entry.answer for entry in entries.values()])
+            self._counted = self.bank.hash
+        return self._frequencies
+
+    def alike(self, answers: Sequence[str]) -> Floats:
+        """(n, n): how like each answer is to each other one."""
+        return similarities(answers, self.frequencies)
+
+    def first(self, answers: Sequence[str], scores: Sequence[float], k: int) -> list[int]:
+        """Which k of these, the neighbours of a query by similarity, are its memories."""
+        if self.ranking.order == "similarity" or len(answers) <= 1:
+            return list(range(min(k, len(answers))))
+        n = self.ranking.neighbours or len(answers)
+        answers, scores = answers[:n], scores[:n]
+        return spokesmen(self.alike(answers), scores, self.ranking.temperature, k)
+
+    def best(self, candidates: Sequence[str], near: Neighbourhood) -> int:
+        """Which candidate the neighbours agree with most; the first one where there are none."""
+        if not near.texts:
+            return 0
+        alike = self.alike([*candidates, *near.texts])[: len(candidates), len(candidates) :]
+        return int(votes(alike, near.scores, self.ranking.temperature).argmax())
+
+    def agreed(self, answers: Sequence[str], scores: Sequence[float]) -> str:
+        """The answer that the neighbours agree on most; "" of none. Ties: the nearest."""
+        if not answers:
+            return ""
+        found = votes(self.alike(answers), scores, self.ranking.temperature)
+        return answers[int(found.argmax())]
