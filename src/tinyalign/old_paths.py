@@ -19,7 +19,7 @@ MOVED: dict[str, str] = {
     "tinyalign.evaluation.conversations": "tinyalign.evaluation.running.conversations",
     "tinyalign.evaluation.inputs": "tinyalign.evaluation.running.inputs",
     "tinyalign.evaluation.judge": "tinyalign.evaluation.running.predictor",
-    "tinyalign.evaluation.memory_alone": "tinyalign.evaluation.controls.memory_alone",
+    "tinyalign.evaluation.memory_alone": "tinyalign.evaluation.controls.look_up",
     "tinyalign.evaluation.parts": "tinyalign.evaluation.running.partial_files",
     "tinyalign.evaluation.rows": "tinyalign.evaluation.controls.comparison_rows",
     "tinyalign.evaluation.runner": "tinyalign.evaluation.running.runner",

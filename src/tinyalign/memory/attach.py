@@ -54,6 +54,8 @@ def attach_memory(
     )
     model.retriever = retriever
     model.copier = copier_of(model, processor, copy)
+    if model.copier is not None:
+        retriever.wide = max(retriever.wide, model.copier.neighbours)
     processor.memory_enabled = True
     processor.query_tokenizer = retriever.perceiver.query_ids
     return retriever

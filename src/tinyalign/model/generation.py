@@ -65,6 +65,8 @@ class MemoryGenerationMixin(SharedPrefillMixin):
             mixing = CopyFromMemory(copied, copy_gate, length)
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), mixing]
         features = kwargs.pop("vision_features", None)
+        if features is None and kwargs.get("pixel_values") is not None:
+            features = self.model.get_vision_features(kwargs.pop("pixel_values"))
         if features is not None:
             image = self.model.get_image_features(vision_features=features, return_dict=True)
             kwargs["mm_encoder_outputs"] = {"image": image}

@@ -44,11 +44,13 @@ class SharedPrefillMixin(GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         copies = 1 if self._prompts is None else len(input_ids) // self._prompts[0]
         shareable = (
-            copies > 1
+            self._prompts is not None
+            and copies > 1
             and is_first_iteration
             and type(cache) is DynamicCache
             and not cache.get_seq_length()
             and model_kwargs.get("inputs_embeds") is None
+            and set(model_kwargs.get("mm_encoder_outputs") or ()) == set(self._prompts[1])
             and generation_config.prefill_chunk_size is None
             and not generation_config.output_attentions
             and not generation_config.output_hidden_states
@@ -56,8 +58,8 @@ class SharedPrefillMixin(GenerationMixin):
         if not shareable:
             return plain._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
         once = {name: _every(value, copies) for name, value in model_kwargs.items()}
-        if "mm_encoder_outputs" in once:
-            once["mm_encoder_outputs"] = self._prompts[1]  # type: ignore[index]
+        if self._prompts is not None and self._prompts[1]:
+            once["mm_encoder_outputs"] = self._prompts[1]
         outputs = plain._prefill(input_ids[::copies], generation_config, once, is_first_iteration)
         outputs.past_key_values.batch_repeat_interleave(copies)
         outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)

@@ -188,7 +188,7 @@ class MemoryPreparer:
         ids = [EXCLUDE_NOTHING + sample.id if held_out else sample.id for sample in samples]
         image_hashes = features.image_hashes()
         instructions = [sample.instruction for sample in samples]
-        k = max(self.memory.neighbours, self.memory.k)
+        k = self.memory.ranking.neighbours
         asked = data_hash(ids, image_hashes)
         name = hash_json([bank.hash, asked, instructions, k, self.features.precision])
         path = self.folder / "neighbours" / f"{name}.safetensors"

@@ -18,7 +18,10 @@ from tinyalign.log import logger, progress
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.open_bank import MEMORY_NOTE
 from tinyalign.memory.perceiver import Perceiver, load_perceiver
+from tinyalign.memory.search.ranking import Ranking
 from tinyalign.model.backbones.vision import VisionEncoder
+from tinyalign.model.copier import Copier
+from tinyalign.model.copying import CopyGate
 from tinyalign.model.device import choose_device
 from tinyalign.model.packing.attention import disable_packing, enable_packing
 from tinyalign.training.batches.dataset import Neighbours, TrainingDataset
@@ -32,6 +35,7 @@ from tinyalign.training.caches.features import (
 )
 from tinyalign.training.caches.tokenise import Tokeniser
 from tinyalign.training.caches.tokens import CachedTokens, cached_tokens
+from tinyalign.training.copy_gate import OPENING, fit_copy_gate
 from tinyalign.training.loop.arguments import plan_split, planned_steps, training_arguments
 from tinyalign.training.loop.callbacks import EvaluateAt, Tell
 from tinyalign.training.loop.trainer import TinyAlignTrainer
@@ -269,10 +273,29 @@ class StageRun:
         )
         model = whole_model(trainer, self.model)
         if model is not None:
+            self._fit_gate(model, dataset)
             self._save(model, dataset, held_out)
             self.folder.finish(result)
         wait_for_all()
         return result
+
+    def _fit_gate(self, model: Any, dataset: Items) -> None:
+        """Let answers be copied from neighbours' texts, as far as that helps in training."""
+        n = self.recipe.memory.copy
+        if not n or self.bank is None:
+            return
+        ranking = Ranking.of(model.config)
+        gate = CopyGate.constant(OPENING)
+        if isinstance(dataset, TrainingDataset) and dataset.neighbours is not None:
+            copier = Copier(self.processor, gate, neighbours=n, temperature=ranking.temperature)
+            model.eval()
+            gate = fit_copy_gate(
+                model, dataset.item, dataset.indices, copier, self.bank,
+                dataset.neighbours.table, self.recipe.seed,
+            )  # fmt: skip
+        model.config.memory_copy = {
+            "neighbours": n, "decay": gate.decay, "weights": list(gate.weights)
+        }  # fmt: skip
 
     def _train(self, trainer: TinyAlignTrainer, size: int) -> None:
         steps = planned_steps(self.args, size)

@@ -9,6 +9,7 @@ import torch
 
 from tinyalign.errors import EvaluationError
 from tinyalign.evaluation.controls.comparison_rows import ROWS, evaluate_rows, with_control
+from tinyalign.evaluation.controls.look_up import LOOK_UPS
 from tinyalign.evaluation.controls.retrievers import ShuffledBank
 from tinyalign.evaluation.results import read_results
 from tinyalign.evaluation.running.runner import evaluate
@@ -69,7 +70,8 @@ def test_the_four_rows_are_the_four_single_runs(world: World, questions, tmp_pat
         world.model, world.processor, questions,
         retriever=world.retriever, out=tmp_path, **settings,
     )  # fmt: skip
-    assert tuple(rows) == ROWS
+    assert tuple(rows) == (*ROWS, *LOOK_UPS)
+    rows = {row: rows[row] for row in ROWS}
     modes = {row: found.results.settings["memory"] for row, found in rows.items()}
     assert modes == {"on": "on", "off": "off", "shuffled": "shuffled", "text-only": "off"}
     for row, found in rows.items():

@@ -149,10 +149,13 @@ class AlignedKeyFunction:
         if ids is None:
             text = features.new_zeros(len(features), self.dim)
         else:
-            ids = ids.to(features.device)
-            text = self._semantic(ids) - self.instruction_mean.to(features.device)
-            text = text * (ids != PAD_ID).any(dim=1, keepdim=True)
+            text = self.asked(ids.to(features.device))
         return torch.cat([image, text], dim=-1)
+
+    def asked(self, ids: Tensor) -> Tensor:
+        """Instructions (B, L) in the semantic space, centred: (B, d); zeros without any word."""
+        text = self._semantic(ids) - self.instruction_mean.to(ids.device)
+        return text * (ids != PAD_ID).any(dim=1, keepdim=True)
 
     # -- saving, loading ----------------------------------------------------------------------
 

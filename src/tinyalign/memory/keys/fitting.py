@@ -105,7 +105,8 @@ def fit_joint(corpus: KeyCorpus) -> JointKeyFunction:
     )
     found = principal_directions(corpus.features, range(len(corpus)))
     directions = torch.eye(aligned.image_width // 2) if found is None else found
-    return JointKeyFunction(aligned, scales, directions, corpus.alpha)
+    asks = any(corpus.instructions)
+    return JointKeyFunction(aligned, scales, directions, corpus.alpha, asks)
 
 
 IMAGE_TEXT = KeyMaker(fit_image_text, ImageTextKeyFunction.load)

@@ -97,6 +97,8 @@ class Retriever:
         self.slots = slots
         self.index: Index = index or KeyIndex(bank, device, engine=engine, recall=recall)
         self.ranker = Ranker(bank, ranking or Ranking())
+        self.wide = max(k, self.ranker.ranking.neighbours)
+        """Neighbours that are looked at, and whose texts a batch brings."""
 
     @classmethod
     def open(
@@ -147,8 +149,7 @@ class Retriever:
         come back on the device of the features.
         """
         queries = self.key_function.keys(vision_features.detach(), query_ids)
-        wide = max(self.k, self.ranker.ranking.neighbours)
-        rows, scores = self._search(queries, wide, exclude)
+        rows, scores = self._search(queries, self.wide, exclude)
         entries = self.bank.entries.at(row for row in rows.flatten().tolist() if row >= 0)
         indices = torch.full((len(rows), self.slots), -1, dtype=torch.int64)
         shown = torch.zeros(len(rows), self.slots)

@@ -174,7 +174,7 @@ class BlockSearch:
         instructions = [sample.instruction for sample in samples]
         queries = query_keys(self.perceiver, features, instructions, hashes)
         ids = [sample.id for sample in samples]
-        k = max(self.memory.neighbours, self.memory.k)
+        k = self.memory.ranking.neighbours
         table = NeighbourTable.build(self.bank, queries, ids, hashes, k, index=self.index)
         if self.memory.order != "similarity":
             table = reordered(table, self.ranker, self.memory.k)

@@ -190,6 +190,9 @@ class MemoryArgs:
     """With order consensus a neighbour weighs exp(temperature x similarity). By default it is
     chosen, and how many of the neighbours are listened to, on samples of the training data, each
     without its own entries and fold."""
+    copy: int = 0
+    """Neighbours whose texts answers can be copied from, word by word; 0 copies nothing. How much
+    is copied is fitted at the end of a stage, on its training samples."""
     control: TrainingControl = "none"
     """"soft_prompt": learned values in place of retrieved ones. "random": memories drawn at random.
     "shuffled": each memory with another entry's value. "another_sample": the memories of another
@@ -231,6 +234,8 @@ class MemoryArgs:
                 f"memory.order: expected one of {', '.join(get_args(MemoryOrder))}, found "
                 f"{self.order!r}"
             )
+        if self.copy < 0:
+            raise ConfigError(f"memory.copy must be 0 (copy nothing) or more, found {self.copy}")
         if self.temperature is not None and self.temperature < 0.0:
             raise ConfigError(f"memory.temperature must be 0 or more, found {self.temperature}")
         if self.neighbours < 1:
@@ -245,7 +250,7 @@ class MemoryArgs:
     def ranking(self) -> Ranking:
         """Which neighbours are memories, as far as the recipe says it."""
         temperature = TEMPERATURE if self.temperature is None else self.temperature
-        return Ranking(self.order, max(self.neighbours, self.k), temperature)
+        return Ranking(self.order, max(self.neighbours, self.k, self.copy), temperature)
 
     @property
     def reads_bank(self) -> bool:
