@@ -140,3 +140,11 @@ def check_asking(run, report, workplace: Path, folder: Path) -> None:
     exact = ("--engine", "exact")
     one = report("ask", "--model", folder, "--bank", folder, *image, "--k", 1, *exact)
     assert (len(one["memories"]), one["question"]) == (1, "")
+    chosen = ("--best-of", 3, "--beams", 2, "--copy", 0.5)
+    best = report("ask", "what?", "--model", folder, "--bank", folder, *image, *chosen)
+    assert [memory["id"] for memory in best["memories"]] == [m["id"] for m in said["memories"]]
+    for wrong, words in (
+        (("--best-of", 3), "needs a --bank"), (("--copy", 0.5), "no bank to copy from"),
+    ):  # fmt: skip
+        code, _, errors = run("ask", "what?", "--model", folder, *image, *wrong)
+        assert (code, words in " ".join(errors.split())) == (2, True)

@@ -66,7 +66,7 @@ def test_several_answers_need_somebody_who_chooses(asked) -> None:
 
 @pytest.mark.parametrize("options", [{"beams": 0}, {"best_of": 0}, {"temperature": 0.0}], ids=str)
 def test_settings_that_cannot_be_are_refused(options) -> None:
-    with pytest.raises(ConfigError, match="found 0|positive|at least 1"):
+    with pytest.raises(ConfigError, match=r"found 0|positive|at least 1"):
         Decoding(**options)
 
 

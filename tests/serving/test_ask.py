@@ -12,6 +12,9 @@ from tinyalign.errors import BankError, DataError
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.memory.attach import attach_memory, detach_memory
 from tinyalign.memory.open_bank import find_bank
+from tinyalign.model.copier import Copier
+from tinyalign.model.copying import CopyGate
+from tinyalign.model.decoding import Decoding
 from tinyalign.serving.ask import answer
 
 from ..evaluation.conftest import make_model, make_sample
@@ -157,3 +160,30 @@ def test_asking_leaves_the_models_mode_alone(world, questions):
         world.model.eval()
     assert in_training == ask(world, questions[5])
     assert not torch.is_inference_mode_enabled()
+
+
+def test_the_best_of_several_is_the_one_that_neighbours_agree_with(world, questions):
+    sample = questions[3]
+    torch.manual_seed(0)
+    judged = evaluate(
+        world.model, world.processor, [sample], task="vqa", retriever=world.retriever,
+        max_new_tokens=LENGTH, best_of=4, loss=False,
+    )  # fmt: skip
+    assert judged.results.decoding["best_of"] == 4
+    torch.manual_seed(0)
+    found = ask(world, sample, decoding=Decoding(LENGTH, best_of=4))
+    assert found.text == judged.predictions[0].prediction
+    assert [name for name, _, _ in found.memories] == list(judged.predictions[0].memory_ids)
+
+
+def test_an_answer_is_copied_where_the_gate_is_open(world, questions):
+    """An untrained model says the answer that its memories agree on."""
+    sample = questions[3]
+    alone = ask(world, sample).text
+    world.model.copier = Copier(world.processor, CopyGate.constant(0.999))
+    try:
+        told = ask(world, sample).text
+    finally:
+        world.model.copier = None
+    assert told != alone
+    assert told in {entry.answer for entry in world.retriever.bank.entries.at(range(20)).values()}
