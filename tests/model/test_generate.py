@@ -192,3 +192,20 @@ def test_the_pipeline_gives_the_same_answer(attached, chat, photo, inputs, tmp_p
     ask.processor.query_tokenizer = processor.query_tokenizer
     ask(text=chat(photo, "why?"), generate_kwargs=options, return_full_text=False)
     assert model.retriever.queries[-1][1].tolist() == [[4]]
+
+
+def test_a_model_trained_to_do_without_memories_needs_no_bank(build, inputs, memories):
+    """Its placeholders stay, and every memory is absent: what drop-out showed it in training."""
+    model, processor = build(k=2)
+    model.config.memory_optional = processor.memory_learned = True
+    batch = inputs(processor, ["why?", "what color?"])
+    assert bool((batch["input_ids"] == model.config.memory_token_id).any())
+    alone = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    absent = torch.zeros(2, 2, dtype=torch.bool)
+    by_hand = model.generate(
+        **batch, memory_values=memories(2, 2), memory_mask=absent, max_new_tokens=4, do_sample=False
+    )
+    assert torch.equal(alone, by_hand)
+    model.config.memory_optional = False
+    with pytest.raises(ModelError, match="memory placeholders but no memory_values"):
+        model.generate(**batch, max_new_tokens=4)

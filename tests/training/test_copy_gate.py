@@ -113,3 +113,20 @@ def test_settings_that_do_nothing_or_cannot_be(recipe: Recipe) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             MemoryArgs(**wrong)
+
+
+def test_a_model_whose_memories_were_dropped_can_do_without_a_bank(
+    recipe: Recipe, held_out: Path
+) -> None:
+    done = train(replace(recipe, memory=replace(recipe.memory, drop_probability=0.3)))
+    loaded = load(done.folder, device="cpu")
+    assert loaded.model.config.memory_optional
+    assert loaded.processor.n_memory_tokens == loaded.model.config.n_memory_tokens > 0
+    found = evaluate(
+        loaded.model, loaded.processor, open_dataset(held_out), task="caption", max_new_tokens=4
+    ).results
+    assert found.settings["memory"] == "off"
+    noted = [json.loads(x) for x in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    without = [x["eval_loss_without_memory"] for x in noted if "eval_loss_without_memory" in x]
+    if without:  # the same loss that training saw with all memories absent
+        assert found.metrics["loss"].value == pytest.approx(without[-1], abs=1e-4)

@@ -36,6 +36,8 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
         "decay" and the gate's "weights"; None copies nothing.
     memory_source: "bank" reads `memory_values`; "soft_prompt" is the control that learns a table
         of k values instead and ignores what is retrieved.
+    memory_optional: the model was trained with its memories dropped at random, so it can do without
+        a bank: its placeholders stay, and every memory is absent.
     perceiver_config: sizes of the memory values (num_latents x d_latents) and of their encoder.
     vision_hash, perceiver_hash: what a bank has to agree with; None where not known yet.
     lm_head_bias: whether the LLM's output layer has a bias (Phi-2 has).
@@ -73,6 +75,7 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     memory_temperature: float = 10.0
     memory_copy: dict | None = None
     memory_source: Literal["bank", "soft_prompt"] = "bank"
+    memory_optional: bool = False
     vision_hash: str | None = None
     perceiver_hash: str | None = None
     lm_head_bias: bool = False
@@ -126,6 +129,12 @@ class TinyAlignConfig(PackageIsTheCode, PreTrainedConfig):
     def n_memory_tokens(self) -> int:
         """Tokens of H_R in the LLM's input: 0 without memory, 32 with width fusion."""
         return FUSIONS[self.memory_fusion].n_tokens(self) if self.memory_k else 0
+
+    @property
+    def n_tokens_without_bank(self) -> int:
+        """Tokens of H_R that are there without a bank: a soft prompt's, or absent memories'."""
+        stays = self.memory_source == "soft_prompt" or self.memory_optional
+        return self.n_memory_tokens if stays else 0
 
     @property
     def vision_width(self) -> int:

@@ -129,6 +129,9 @@ class PlacementMixin:
                 return None
             counts = self._memory_placeholders(input_ids, segments)
             return self.memory_connector(None, batch_size=int((counts > 0).sum()))
+        if values is None and count and self.config.memory_optional:
+            asking = int((self._memory_placeholders(input_ids, segments) > 0).sum())  # type: ignore[arg-type]
+            return self.memory_connector.absent(asking)
         if values is None:
             if count:
                 raise ModelError(

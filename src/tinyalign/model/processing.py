@@ -20,8 +20,8 @@ class TinyAlignProcessor(PackageIsTheCode, ProcessorMixin):
     """Image processor, tokenizer and chat template of a TinyAlign model.
 
     image_seq_length, memory_seq_length: placeholders an image and its memories take.
-    memory_learned: the memory is a soft prompt, which is part of the model: its placeholders are
-    always emitted. Saved with the processor.
+    memory_learned: placeholders are always emitted: the memory is a soft prompt, which is part of
+    the model, or the model was trained to do without its memories. Saved with the processor.
     memory_enabled: whether memory placeholders are emitted, behind the last image of each text.
     Off until a bank is attached, and not saved: a bank is attached anew, never assumed.
     query_tokenizer: set with the bank; turns instructions into `memory_query_ids` (B, L).

@@ -114,6 +114,8 @@ class StageRun:
         config, memory = self.model.config, self.recipe.memory
         self.bank = bank
         self._note_ranking()
+        if memory.drop_probability:
+            config.memory_optional = self.processor.memory_learned = True
         shape = (bank.manifest.n_latents, bank.manifest.d_latents)
         if shape != config.memory_shape:
             raise ConfigError(

@@ -278,16 +278,14 @@ def _reference_set(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
 
 
 def memory_tokens(model: Any, retriever: MemoryRetriever | None) -> int:
-    """How many memory placeholders a prompt has: none without memory, unless they are learned."""
+    """How many memory placeholders a prompt has: none without memory, unless they stay."""
     config = model.config
     if retriever is not None and not config.n_memory_tokens:
         raise EvaluationError(
             "A bank was given, but this model was built without memory (k = 0). Evaluate it "
             "without a bank, or train one with k > 0."
         )
-    if retriever is not None or config.memory_source == "soft_prompt":
-        return int(config.n_memory_tokens)
-    return 0
+    return int(config.n_memory_tokens if retriever is not None else config.n_tokens_without_bank)
 
 
 def _bank_name(retriever: MemoryRetriever | None) -> str | None:

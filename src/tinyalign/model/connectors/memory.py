@@ -285,6 +285,12 @@ class MemoryConnector(nn.Module):
         values, mask, scores = self._fill(values.to(self.dtype), mask, scores)
         return self.fusion(values, mask, scores)
 
+    def absent(self, batch_size: int) -> Tensor:
+        """H_R (B, n_memory_tokens, d) where no memory is there: what drop-out shows in training."""
+        parameter = next(self.parameters())
+        values = parameter.new_zeros(batch_size, self.k, *self.shape)
+        return self(values, values.new_zeros(batch_size, self.k, dtype=torch.bool))
+
     def start_linear_skip(self, weight: Tensor, bias: Tensor) -> None:
         """Start the skip at a closed-form solution: weight (n, w, d), bias (n, d).
 
