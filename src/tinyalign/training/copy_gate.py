@@ -33,7 +33,7 @@ from tinyalign.model.copying import (
 )
 from tinyalign.model.protocols import Neighbourhood
 
-SAMPLES = 300
+SAMPLES = 200
 """Training samples that a gate is fitted on."""
 BATCH = 16
 DECAYS = (4.0, 8.0, 16.0)

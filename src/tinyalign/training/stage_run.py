@@ -282,9 +282,13 @@ class StageRun:
         return result
 
     def _fit_gate(self, model: Any, dataset: Items) -> None:
-        """Let answers be copied from neighbours' texts, as far as that helps in training."""
-        n = self.recipe.memory.copy
-        if not n or self.bank is None:
+        """Let answers be copied from neighbours' texts, as far as that helps in training.
+
+        At the end of the last stage: a gate that stage 2 is to outgrow would be fitted for nothing.
+        """
+        n, data = self.recipe.memory.copy, self.recipe.data
+        last = "pretrain" if data.finetune is None else "finetune"
+        if not n or self.bank is None or self.stage != last:
             return
         ranking = Ranking.of(model.config)
         gate = CopyGate.constant(OPENING)
