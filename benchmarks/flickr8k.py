@@ -35,6 +35,12 @@ RUNS = HERE.parent / "runs" / "flickr8k"
 HALVES = RUNS.with_name("flickr8k-half")
 RECIPE = "smollm2-135m-efficientnet-flickr8k"
 DEV = "../shared/data/flickr8k/dev.parquet"
+ALIGNED = {  # of all arms but the last: the recipe as it was before joint keys
+    "memory.key.kind": "aligned",
+    "memory.order": "similarity",
+    "memory.neighbours": 10,
+    "memory.copy": 0,
+}
 OWN_PERCEIVER = {  # of the forms that read latents through a map of their own
     "memory.fusion.word_skip": False,
     "memory.fusion.hidden_size": None,
@@ -99,6 +105,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "words_nearest": ("words, k = 3, prompt and nearest last", {"memory.k": 3}),
     "best": ("TinyAlign, best form", {}),
 }
+ARMS = {arm: (label, {**ALIGNED, **settings}) for arm, (label, settings) in ARMS.items()}
+ARMS["consensus"] = ("TinyAlign, best form, joint keys, memories by consensus, copying", {})
 LINES = {  # of the picture
     "baseline": "#888888",
     "soft_prompt": "#b07aa1",
@@ -317,7 +325,7 @@ def without_model() -> dict[str, Any]:
 
     Also how often the model's own captions are one of its memories, word for word.
     """
-    from tinyalign.evaluation.controls.memory_alone import memory_alone
+    from tinyalign.evaluation.controls.look_up import look_up
     from tinyalign.evaluation.metrics.caption_tokens import caption_tokens
     from tinyalign.evaluation.results import read_predictions
     from tinyalign.evaluation.tasks import score
@@ -329,7 +337,7 @@ def without_model() -> dict[str, Any]:
         return {}
     bank = MemoryBank.open(json.loads((folder / "memory.json").read_text())["bank"])
     written = read_predictions(path)
-    told = score("caption", memory_alone(written, bank)).metrics
+    told = score("caption", look_up(written, "nearest")).metrics
     said = {name: caption_tokens(text) for name, text in zip(bank.ids, bank.texts)}
     copied = [
         caption_tokens(one.prediction) in [said[name] for name in one.memory_ids] for one in written

@@ -31,11 +31,14 @@ RUNS = HERE.parent / "runs" / "vqa"
 DAQUAR = "../shared/data/daquar/train.parquet"
 RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline: no memory", "tinyalign": "TinyAlign"}
+LOOK_UPS = ("nearest", "consensus")
 ROWS = {
     "on": "with its memory",
     "off": "memory switched off",
     "shuffled": "other entries' values",
     "text-only": "without image and memory",
+    "nearest": "no model: the most similar memory's answer",
+    "consensus": "no model: the answer that most neighbours give",
 }
 
 
@@ -96,10 +99,9 @@ def judge(benchmark: str, run: Path, arm: str, out: Path, *more: str) -> None:
 def report() -> None:
     """One row a model and condition, and the paired difference."""
     from tinyalign.evaluation.comparison import compare
-    from tinyalign.evaluation.controls.memory_alone import memory_alone
+    from tinyalign.evaluation.controls.look_up import look_up
     from tinyalign.evaluation.results import read_predictions, read_results
     from tinyalign.evaluation.tasks import score
-    from tinyalign.memory.bank.bank import MemoryBank
 
     summary: dict[str, Any] = {}
     for benchmark in ("daquar", "easy-vqa"):
@@ -116,13 +118,14 @@ def report() -> None:
                     for metric, value in results.metrics.items()
                 }
                 predictions[name] = read_predictions(path.parent / "predictions.jsonl")
-                if row in ("alone", "on") and results.bank is not None:
-                    told = score(
-                        "vqa", memory_alone(predictions[name], MemoryBank.open(results.bank))
-                    )
-                    name, share = f"{folder.name}/memory", told.metrics["accuracy"]
-                    predictions[name] = told.predictions
-                    found[name] = {"n": results.n, "accuracy": [share.value, share.low, share.high]}
+                if row == "alone" and results.bank is not None:  # `--rows all` has them already
+                    for kind in LOOK_UPS:
+                        told = score("vqa", look_up(predictions[name], kind))
+                        share = told.metrics["accuracy"]
+                        predictions[f"{folder.name}/{kind}"] = told.predictions
+                        found[f"{folder.name}/{kind}"] = {
+                            "n": results.n, "accuracy": [share.value, share.low, share.high]
+                        }  # fmt: skip
         gaps = {}
         for name in found:
             arm, row = name.split("/")
@@ -149,7 +152,7 @@ def table(summary: dict[str, Any]) -> str:
         for name, values in part["models"].items():
             arm, row = name.split("/")
             label = ARMS[arm.rsplit("-", 1)[0]] + (f", {ROWS[row]}" if row in ROWS else "")
-            label = "no model: the most similar memory's answer" if row == "memory" else label
+            label = ROWS[row] if row in LOOK_UPS else label
             gap = part["accuracy_above_baseline"].get(name)
             cells = [share(values[m]) if m in values else "–" for m in metrics]
             rows.append([label, *cells, points(gap) if gap else ""])

@@ -68,7 +68,7 @@ def test_it_compares_both_arms_and_leaves_table_and_pictures(
     run(out, minutes=1, device="cpu", overrides=tiny)
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["arms"]) == {"baseline", "tinyalign"}
-    assert 0.0 <= summary["memory_alone"] <= 1.0
+    assert 0.0 <= summary["nearest"] <= 1.0
     for arm, numbers in summary["arms"].items():
         assert numbers["metrics"]["accuracy"].keys() == {"value", "low", "high"}
         steps = [

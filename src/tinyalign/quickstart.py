@@ -27,7 +27,7 @@ from tinyalign.analysis.peak_ram import PeakMemory
 from tinyalign.data.sample import Sample
 from tinyalign.errors import ConfigError
 from tinyalign.evaluation.comparison import compare
-from tinyalign.evaluation.controls.memory_alone import memory_alone
+from tinyalign.evaluation.controls.look_up import LOOK_UPS, look_up
 from tinyalign.evaluation.results import Prediction, Results, read_predictions, read_results
 from tinyalign.evaluation.running.runner import evaluate
 from tinyalign.evaluation.tasks import score
@@ -49,7 +49,8 @@ RECIPE = "smollm2-135m-efficientnet-easy-vqa"
 ARMS = {"baseline": "baseline (no memory)", "tinyalign": "TinyAlign"}
 ALONE = {
     "question_alone": "the question alone (no model)",
-    "memory_alone": "the most similar memory's answer (no model)",
+    "nearest": "the most similar memory's answer (no model)",
+    "consensus": "the answer that most neighbours give (no model)",
 }
 NAMES = {"baseline": "baseline", "tinyalign": "TinyAlign"}
 PLAN = "plan.json"
@@ -132,11 +133,10 @@ def run(
     seen = features.cover(test)
     judged = {arm: _judge(arm, out, test, seen, base, seed) for arm in ARMS}
     _pictures(out, judged, test, bank)
-    nearest = score("easy_vqa", memory_alone(judged["tinyalign"][1], bank), seed=seed)
-    alone = {
-        "question_alone": question_alone(open_source(base.data.pretrain, seed), test),
-        "memory_alone": nearest.metrics["accuracy"].value,
-    }
+    alone = {"question_alone": question_alone(open_source(base.data.pretrain, seed), test)}
+    for kind in LOOK_UPS:
+        told = score("easy_vqa", look_up(judged["tinyalign"][1], kind), seed=seed)
+        alone[kind] = told.metrics["accuracy"].value
     summary = _summarise(out, plan, alone, judged, costs, clock)
     shutil.copyfile(str(test[0].images[0].path), out / EXAMPLE)
     if tell:

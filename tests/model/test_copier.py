@@ -48,12 +48,20 @@ def test_texts_are_written_as_training_writes_answers(attached) -> None:
     assert made.nearest.tolist() == [0.5]
 
 
-def test_nearer_texts_weigh_more_and_few_are_taken(attached) -> None:
+def test_each_text_has_the_share_it_was_given_and_few_are_taken(attached) -> None:
     _, processor = attached
     near = Neighbourhood([0, 1, 2], ["a", "b", "c"], [0.9, 0.5, 0.1])
-    made = Copier(processor, CopyGate.constant(0.5), neighbours=2, temperature=5.0)([near])
-    expected = torch.softmax(5.0 * torch.tensor([0.9, 0.5]), dim=0)
-    torch.testing.assert_close(made.weights[0], expected)
+    asked = []
+
+    def shares(texts, scores):
+        asked.append((texts, scores))
+        return [0.75, 0.25]
+
+    made = Copier(processor, CopyGate.constant(0.5), neighbours=2, shares=shares)([near])
+    assert asked == [(["a", "b"], [0.9, 0.5])]
+    assert made.weights.tolist() == [[0.75, 0.25]]
+    alike = Copier(processor, CopyGate.constant(0.5))([near, Neighbourhood()])
+    torch.testing.assert_close(alike.weights, torch.tensor([[1 / 3] * 3, [0.0] * 3]))
 
 
 def test_long_texts_are_cut(attached) -> None:
@@ -73,7 +81,8 @@ def test_any_model_can_say_what_memory_says(attached, inputs, options) -> None:
     batch = inputs(processor, ["why?", "what color is it?"])
     torch.manual_seed(0)
     assert answer(model, processor, batch, **options) != [TEXT] * 2
-    model.copier = Copier(processor, CopyGate.constant(0.999), temperature=50.0)
+    shares = lambda texts, scores: [0.99, 0.01]  # noqa: E731
+    model.copier = Copier(processor, CopyGate.constant(0.999), shares=shares)
     assert answer(model, processor, batch, **options) == [TEXT] * 2
 
 
@@ -107,7 +116,6 @@ def test_the_loss_is_that_of_the_mixture(attached, inputs, memories) -> None:
     torch.testing.assert_close(mixture.loss, expected)
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 0}, {"temperature": -1.0}], ids=str)
-def test_settings_that_cannot_be_are_refused(options) -> None:
-    with pytest.raises(ConfigError, match="copying needs"):
-        Copier(None, CopyGate.constant(0.5), **options)
+def test_at_least_one_neighbour_is_copied_from() -> None:
+    with pytest.raises(ConfigError, match="at least one neighbour, found 0"):
+        Copier(None, CopyGate.constant(0.5), neighbours=0)

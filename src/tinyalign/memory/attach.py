@@ -8,6 +8,7 @@ from typing import Any
 from tinyalign.errors import BankError
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.open_bank import open_bank
+from tinyalign.memory.search.ranker import Ranker
 from tinyalign.memory.search.ranking import Ranking
 from tinyalign.memory.search.retriever import Retriever, check_encoder
 from tinyalign.model.backbones.vision import VisionEncoder
@@ -53,7 +54,7 @@ def attach_memory(
         ranking=Ranking.of(model.config),
     )
     model.retriever = retriever
-    model.copier = copier_of(model, processor, copy)
+    model.copier = copier_of(model, processor, copy, retriever.ranker)
     if model.copier is not None:
         retriever.wide = max(retriever.wide, model.copier.neighbours)
     processor.memory_enabled = True
@@ -61,7 +62,7 @@ def attach_memory(
     return retriever
 
 
-def copier_of(model: Any, processor: Any, copy: float | None) -> Copier | None:
+def copier_of(model: Any, processor: Any, copy: float | None, ranker: Ranker) -> Copier | None:
     """What lets a model copy from its neighbours' texts; None where nothing is to be copied."""
     if copy == 0:
         return None
@@ -70,7 +71,7 @@ def copier_of(model: Any, processor: Any, copy: float | None) -> Copier | None:
     if gate is None:
         return None
     n = (config.memory_copy or {}).get("neighbours", NEIGHBOURS)
-    return Copier(processor, gate, neighbours=n, temperature=config.memory_temperature)
+    return Copier(processor, gate, neighbours=n, shares=ranker.shares)
 
 
 def detach_memory(model: Any, processor: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
-
-import torch
 
 from tinyalign.data.chat import encode
 from tinyalign.data.collator import IGNORED
@@ -21,6 +19,10 @@ MOST_TOKENS = 64
 """Tokens of a text that can be copied; the rest of a longer one is left out."""
 
 
+Shares = Callable[[Sequence[str], Sequence[float]], Sequence[float]]
+"""From texts and their similarities to how much each may say."""
+
+
 class Copier:
     """Writes neighbours' answers as the model would write them: with its own tokens and end."""
 
@@ -30,16 +32,14 @@ class Copier:
         gate: CopyGate,
         *,
         neighbours: int = NEIGHBOURS,
-        temperature: float = 10.0,
+        shares: Shares | None = None,
     ) -> None:
-        """neighbours: how many are copied from; temperature: each weighs exp(t x similarity)."""
-        if neighbours < 1 or temperature < 0:
-            raise ConfigError(
-                "copying needs neighbours of at least 1 and a temperature of at least 0, found "
-                f"{neighbours} and {temperature}"
-            )
+        """neighbours: how many are copied from; shares: how much each may say, by default as much
+        as any other."""
+        if neighbours < 1:
+            raise ConfigError(f"copying needs at least one neighbour, found {neighbours}")
         self.processor, self.gate = processor, gate
-        self.neighbours, self.temperature = neighbours, temperature
+        self.neighbours, self.shares = neighbours, shares or _alike
         self._ids = lru_cache(maxsize=1 << 17)(self._encoded)
 
     def __call__(self, neighbours: Sequence[Neighbourhood]) -> CopyTexts:
@@ -47,9 +47,9 @@ class Copier:
         ids: list[list[list[int]]] = []
         shares: list[list[float]] = []
         for near in neighbours:
-            ids.append([self._ids(text) for text in near.texts[: self.neighbours]])
-            scores = torch.tensor(near.scores[: self.neighbours])
-            shares.append(torch.softmax(self.temperature * scores, dim=0).tolist())
+            texts, scores = near.texts[: self.neighbours], near.scores[: self.neighbours]
+            ids.append([self._ids(text) for text in texts])
+            shares.append(list(self.shares(texts, scores)))
         nearest = [near.scores[0] if near.scores else 0.0 for near in neighbours]
         return copy_texts(ids, shares, nearest)
 
@@ -59,3 +59,7 @@ class Copier:
         own = self.processor.tokenizer, self.processor.chat_template
         made = encode(chat, *own, n_image_tokens=0)
         return [label for label in made.labels if label != IGNORED][:MOST_TOKENS]
+
+
+def _alike(texts: Sequence[str], scores: Sequence[float]) -> list[float]:
+    return [1.0 / len(texts)] * len(texts)

@@ -18,6 +18,7 @@ from tinyalign.log import logger, progress
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.open_bank import MEMORY_NOTE
 from tinyalign.memory.perceiver import Perceiver, load_perceiver
+from tinyalign.memory.search.ranker import Ranker
 from tinyalign.memory.search.ranking import Ranking
 from tinyalign.model.backbones.vision import VisionEncoder
 from tinyalign.model.copier import Copier
@@ -290,10 +291,10 @@ class StageRun:
         last = "pretrain" if data.finetune is None else "finetune"
         if not n or self.bank is None or self.stage != last:
             return
-        ranking = Ranking.of(model.config)
         gate = CopyGate.constant(OPENING)
         if isinstance(dataset, TrainingDataset) and dataset.neighbours is not None:
-            copier = Copier(self.processor, gate, neighbours=n, temperature=ranking.temperature)
+            ranker = Ranker(self.bank, Ranking.of(model.config))
+            copier = Copier(self.processor, gate, neighbours=n, shares=ranker.shares)
             model.eval()
             gate = fit_copy_gate(
                 model, dataset.item, dataset.indices, copier, self.bank,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.building.changes import remove_entries
 from tinyalign.memory.search.ranker import Ranker
@@ -39,6 +42,17 @@ def test_the_best_candidate_is_the_one_that_neighbours_agree_with(bank) -> None:
     near = Neighbourhood([0, 1, 2], ANSWERS[1:], SCORES[1:])
     assert ranker.best(["two cats", "a dog runs on a lawn", "the sea"], near) == 1
     assert ranker.best(["two cats", "the sea"], Neighbourhood()) == 0
+
+
+def test_nearer_texts_may_say_more_and_by_consensus_those_with_votes(bank) -> None:
+    by_similarity = Ranker(bank, Ranking("similarity", 100, 5.0)).shares(ANSWERS, SCORES)
+    expected = torch.softmax(5.0 * torch.tensor(SCORES), dim=0)
+    torch.testing.assert_close(torch.tensor(by_similarity), expected)
+    by_votes = Ranker(bank, Ranking("consensus", 100, 1.0)).shares(ANSWERS, SCORES)
+    assert sum(by_votes) == pytest.approx(1.0)
+    assert ANSWERS[by_votes.index(max(by_votes))].startswith("a")
+    assert by_votes[0] == min(by_votes)  # the nearest, with which nobody agrees
+    assert Ranker(bank, Ranking("consensus")).shares([], []) == []
 
 
 def test_without_neighbours_there_is_no_answer(bank) -> None:

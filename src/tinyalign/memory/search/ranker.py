@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from tinyalign.memory.bank.bank import MemoryBank
 from tinyalign.memory.search.consensus import (
     COUNTED,
@@ -12,9 +14,13 @@ from tinyalign.memory.search.consensus import (
     similarities,
     spokesmen,
     votes,
+    weights,
 )
 from tinyalign.memory.search.ranking import Ranking
 from tinyalign.model.protocols import Neighbourhood
+
+AGREEMENT = 30.0
+"""How much more those say that others agree with: of 0, 10 and 30 the best on training photos."""
 
 
 class Ranker:
@@ -60,6 +66,20 @@ class Ranker:
             return 0
         alike = self.alike([*candidates, *near.texts])[: len(candidates), len(candidates) :]
         return int(votes(alike, near.scores, self.ranking.temperature).argmax())
+
+    def shares(self, answers: Sequence[str], scores: Sequence[float]) -> list[float]:
+        """How much each of these may say, summing to 1: exp(temperature x similarity).
+
+        By consensus times exp(`AGREEMENT` x (its votes / the most votes - 1)): those that the
+        others agree with say most.
+        """
+        if not answers:
+            return []
+        share = weights(scores, self.ranking.temperature)
+        if self.ranking.order == "consensus":
+            found = votes(self.alike(answers), scores, self.ranking.temperature)
+            share = share * np.exp(AGREEMENT * (found / max(found.max(), 1e-12) - 1.0))
+        return (share / share.sum()).tolist()
 
     def agreed(self, answers: Sequence[str], scores: Sequence[float]) -> str:
         """The answer that the neighbours agree on most; "" of none. Ties: the nearest."""
