@@ -62,4 +62,4 @@ class Copier:
 
 
 def _alike(texts: Sequence[str], scores: Sequence[float]) -> list[float]:
-    return [1.0 / len(texts)] * len(texts)
+    return [1.0 / len(texts) for _ in texts]

@@ -222,9 +222,6 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         logits_to_keep: int | Tensor = 0,
         supervised_only: bool = False,
         cross_entropy: CrossEntropy = "full",
-        copy_ids: Tensor | None = None,
-        copy_weights: Tensor | None = None,
-        copy_nearest: Tensor | None = None,
         **kwargs: Any,
     ) -> TinyAlignOutput:
         """Logits, and with `labels` the loss.
@@ -249,9 +246,8 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         log p of the mixture (`model.copying`; the gate is the config's `memory_copy`).
         num_items_in_batch, when given, divides the summed loss instead of the count here.
         """
-        loss_arguments = {
-            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
-        }
+        loss_arguments = _taken(kwargs, "num_items_in_batch")
+        copied = take_copy_texts(kwargs)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -269,9 +265,6 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        copied = take_copy_texts(
-            {"copy_ids": copy_ids, "copy_weights": copy_weights, "copy_nearest": copy_nearest}
-        )
         if copied is not None and labels is not None:
             return self._copied(outputs, labels, copied, **loss_arguments)
         if labels is None or not supervised_only:
@@ -326,6 +319,11 @@ class TinyAlignForConditionalGeneration(TinyAlignPreTrainedModel, MemoryGenerati
         total = head_loss(hidden[0], shift_labels[0], self.lm_head, form, self._softcap)
         count = shift_labels.numel() if num_items_in_batch is None else num_items_in_batch
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def _taken(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of some arguments that were given, taken out of them."""
+    return {name: arguments.pop(name) for name in names if name in arguments}
 
 
 def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
