@@ -25,9 +25,10 @@ class PerceiverTrainArgs(PerceiverTraining, EncoderOptions):
     key: KeyKind = "pooled"
     """Key function that is fitted along with it and decides what a search finds. "pooled": image
     features beside the instruction's words. "attention": the paper's. "aligned": entries by their
-    text, queries by what their image should say."""
+    text, queries by what their image should say. "joint": aligned, and image with image beside
+    it."""
     alpha: float = 0.4
-    """The image's share of a key; without an instruction a key is the image's alone."""
+    """The image's share of a pooled, attention or joint key."""
     overwrite: bool = False
     """Replace a Perceiver that is in the folder already."""
 

@@ -177,10 +177,11 @@ def bank_search(args: BankSearchArgs) -> int:
     else:
         say_table(hits_table(hits))
     if not are_related(hits):
+        kind = bank.manifest.key_kind
         logger.warning(
             "no key is anything like this search, so these are just some entries; %s keys know "
-            "images and %s", bank.manifest.key_kind,
-            "texts" if bank.manifest.key_kind == "aligned" else "instructions, but no answers",
+            "images and %s", kind,
+            "texts" if kind in ("aligned", "joint") else "instructions, but no answers",
         )  # fmt: skip
     return 0
 

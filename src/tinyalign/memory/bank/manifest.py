@@ -67,7 +67,7 @@ class Manifest:
     key_hash: str
     """Hash of the key function."""
     key_kind: str
-    """"pooled", "attention" or "aligned"."""
+    """"pooled", "attention", "aligned", "joint", or another package's."""
     alpha: float
     """The image's share of a key."""
     key_dim: int

@@ -343,7 +343,7 @@ def _memory_sizes(recipe: Recipe, feature_width: int, samples: int | None) -> li
     record = ValueCoding(
         memory.bank.values_dtype, shape.num_latents, shape.d_latents
     ).record.itemsize
-    columns = max(memory.neighbours, memory.k)
+    columns = memory.ranking.neighbours
     told = "entries" if entries is None else f"{entries:,} entries"
     return [
         Size("bank", _times(entries, keys + record), f"{told} of {keys} + {record} bytes"),
@@ -352,9 +352,13 @@ def _memory_sizes(recipe: Recipe, feature_width: int, samples: int | None) -> li
 
 
 def key_width(memory: MemoryArgs, feature_width: int) -> int:
-    """d_k of a recipe's key function; of an aligned one at most, as a small corpus has less."""
+    """d_k of a recipe's key function; of aligned and joint ones at most: a small corpus has less,
+    and one without questions has no part for them."""
+    words = min(DIM, memory.perceiver.vocab_size)
     if memory.key.kind == "aligned":
-        return min(DIM, memory.perceiver.vocab_size)
+        return words
+    if memory.key.kind == "joint":
+        return 2 * words + min(IMAGE_WIDTH, feature_width)
     if memory.key.kind == "attention":
         return feature_width
     image, text = min(IMAGE_WIDTH, feature_width), TEXT_WIDTH
