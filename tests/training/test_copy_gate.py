@@ -126,6 +126,13 @@ def test_a_model_whose_memories_were_dropped_can_do_without_a_bank(
         loaded.model, loaded.processor, open_dataset(held_out), task="caption", max_new_tokens=4
     ).results
     assert found.settings["memory"] == "off"
+    attached = load(done.folder, done.folder, device="cpu")
+    off = evaluate(
+        attached.model, attached.processor, open_dataset(held_out), task="caption",
+        max_new_tokens=4, retriever=None,
+    )  # fmt: skip
+    assert off.results.metrics == found.metrics  # the bank that is attached is not asked
+    assert attached.model.last_retrieval is None
     noted = [json.loads(x) for x in (done.folder / "metrics.jsonl").read_text().splitlines()]
     without = [x["eval_loss_without_memory"] for x in noted if "eval_loss_without_memory" in x]
     if without:  # the same loss that training saw with all memories absent

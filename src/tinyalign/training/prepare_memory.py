@@ -142,7 +142,8 @@ class MemoryPreparer:
         held_out: samples of another split, whose ids may by chance be those of entries; only
         entries with the same image are excluded then.
         """
-        table = self.ranked(self._search(bank, samples, features, held_out), bank, samples)
+        table = self._search(bank, samples, features, held_out)
+        table = self.ranked(table, bank, None if held_out else samples)
         if held_out and is_first():
             k, seed = max(1, self.memory.k), self.memory.seed
             say_overlap(bank, samples, features, k=k, seed=seed, device=self.device)
@@ -150,15 +151,16 @@ class MemoryPreparer:
         return table.under(self.memory.control, seed)
 
     def ranked(
-        self, table: NeighbourTable, bank: MemoryBank, samples: Sequence[Sample]
+        self, table: NeighbourTable, bank: MemoryBank, samples: Sequence[Sample] | None
     ) -> NeighbourTable:
         """The table with each sample's k memories first, as `memory.order` has it.
 
-        How the neighbours are weighed is chosen once, on the first table that comes: that of the
-        training samples.
+        How the neighbours are weighed is chosen once, on training samples: held-out ones come
+        with None, and where no choice was made before, as when the data stream, none is made.
         """
         if self.ranker is None or self.ranker.bank.hash != bank.hash:
-            self.ranker = self._chosen(table, bank, samples)
+            ranker = Ranker(bank, self.memory.ranking)
+            self.ranker = ranker if samples is None else self._chosen(ranker, table, samples)
         if self.memory.order == "similarity":
             return table
         decides = [table.bank_hash, table.data_hash, table.k, asdict(self.ranker.ranking)]
@@ -171,9 +173,8 @@ class MemoryPreparer:
         found.save(path)
         return found
 
-    def _chosen(self, table: NeighbourTable, bank: MemoryBank, samples: Sequence[Sample]) -> Ranker:
+    def _chosen(self, ranker: Ranker, table: NeighbourTable, samples: Sequence[Sample]) -> Ranker:
         """How neighbours are weighed: as the recipe says, or chosen on these samples."""
-        ranker = Ranker(bank, self.memory.ranking)
         if self.memory.temperature is not None:
             return ranker
         return chosen_ranker(ranker, table, samples, seed=self.memory.seed)

@@ -37,6 +37,13 @@ def test_only_so_many_neighbours_are_listened_to(bank) -> None:
     assert Ranker(bank, Ranking("consensus", 1, 1.0)).first(ANSWERS, SCORES, 2) == [0]
 
 
+def test_what_was_found_to_copy_from_has_no_vote(bank) -> None:
+    ranker = Ranker(bank, Ranking("consensus", 1, 1.0))
+    assert ranker.agreed(ANSWERS, SCORES) == ANSWERS[0]
+    near = Neighbourhood([0, 1, 2, 3], ANSWERS, SCORES)
+    assert ranker.best(["a dog runs on grass", "a cat sits down"], near) == 1
+
+
 def test_the_best_candidate_is_the_one_that_neighbours_agree_with(bank) -> None:
     ranker = Ranker(bank, Ranking("similarity", 100, 1.0))
     near = Neighbourhood([0, 1, 2], ANSWERS[1:], SCORES[1:])

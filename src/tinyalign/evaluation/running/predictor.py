@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyalign.evaluation.results import CONSENSUS, NEAREST, Prediction
@@ -94,7 +95,7 @@ class Predictor:
             return {}, None
         features = vision_features(items, self.vision, self.cached_features)
         if self.retriever is None:
-            return {"vision_features": features}, None
+            return {"vision_features": features, **self._absent(len(items))}, None
         memory = retrieve(items, features, self.retriever, self.processor)
         inputs = {
             "vision_features": features,
@@ -106,6 +107,16 @@ class Predictor:
         if copier is not None and memory.neighbours:
             inputs |= copier(memory.neighbours).to(features.device).inputs()
         return inputs, memory
+
+    def _absent(self, n: int) -> dict[str, Tensor]:
+        """Said aloud where a model's placeholders stay without a bank: a retriever that is
+        attached to it would be asked otherwise."""
+        config = self.model.config
+        if not config.memory_optional:
+            return {}
+        values = torch.zeros(n, config.memory_k, *config.memory_shape, device=self.vision.device)
+        mask = torch.zeros(n, config.memory_k, dtype=torch.bool, device=self.vision.device)
+        return {"memory_values": values, "memory_mask": mask}
 
     def _answers(
         self, items: list[Item], inputs: dict[str, Tensor], memory: MemoryBatch | None

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
-from tinyalign.memory.bank.files import common_mode, write_atomically
 from tinyalign.memory.keys.folds import N_FOLDS, fold_of
+from tinyalign.memory.keys.saved import write_key
 from tinyalign.memory.keys.text import PAD_ID
 
 FORMAT_VERSION = 1
@@ -166,10 +166,6 @@ class AlignedKeyFunction:
 
     def save(self, folder: str | Path) -> None:
         """Write key.json and key.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors(), folder / "key.safetensors")
-        common_mode(folder / "key.safetensors")
         settings = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -177,7 +173,7 @@ class AlignedKeyFunction:
             "dim": self.dim,
             "hash": self.hash,
         }
-        write_atomically(folder / "key.json", json.dumps(settings, indent=2).encode())
+        write_key(folder, self.tensors(), settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> AlignedKeyFunction:

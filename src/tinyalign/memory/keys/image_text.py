@@ -16,13 +16,13 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
-from tinyalign.memory.bank.files import common_mode, write_atomically
+from tinyalign.memory.keys.saved import write_key
 from tinyalign.memory.keys.text import PAD_ID
 
 KINDS = ("pooled", "attention")
@@ -275,12 +275,8 @@ class ImageTextKeyFunction:
 
     def save(self, folder: str | Path) -> None:
         """Write key.json and key.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "key.safetensors")
-        common_mode(folder / "key.safetensors")
-        settings = json.dumps(self._settings() | {"dim": self.dim, "hash": self.hash}, indent=2)
-        write_atomically(folder / "key.json", settings.encode())
+        settings = self._settings() | {"dim": self.dim, "hash": self.hash}
+        write_key(folder, self._tensors(), settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> ImageTextKeyFunction:

@@ -25,14 +25,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tinyalign.errors import BankError, ConfigError
 from tinyalign.hashing import hash_json, hash_tensors
-from tinyalign.memory.bank.files import common_mode, write_atomically
 from tinyalign.memory.keys.aligned import AlignedKeyFunction
+from tinyalign.memory.keys.saved import write_key
 
 FORMAT_VERSION = 1
 NOISE_FLOOR = 1e-4
@@ -151,10 +151,6 @@ class JointKeyFunction:
 
     def save(self, folder: str | Path) -> None:
         """Write key.json and key.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "key.safetensors")
-        common_mode(folder / "key.safetensors")
         settings = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -163,7 +159,7 @@ class JointKeyFunction:
             "asks": self.asks,
             "hash": self.hash,
         }
-        write_atomically(folder / "key.json", json.dumps(settings, indent=2).encode())
+        write_key(folder, self._tensors(), settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> JointKeyFunction:

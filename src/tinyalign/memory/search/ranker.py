@@ -56,16 +56,21 @@ class Ranker:
         """Which k of these, the neighbours of a query by similarity, are its memories."""
         if self.ranking.order == "similarity" or len(answers) <= 1:
             return list(range(min(k, len(answers))))
-        n = self.ranking.neighbours or len(answers)
+        n = self._heard(len(answers))
         answers, scores = answers[:n], scores[:n]
         return spokesmen(self.alike(answers), scores, self.ranking.temperature, k)
+
+    def _heard(self, n: int) -> int:
+        """How many of n neighbours are listened to: more may have been found, to copy from."""
+        return min(n, self.ranking.neighbours or n)
 
     def best(self, candidates: Sequence[str], near: Neighbourhood) -> int:
         """Which candidate the neighbours agree with most; the first one where there are none."""
         if not near.texts:
             return 0
-        alike = self.alike([*candidates, *near.texts])[: len(candidates), len(candidates) :]
-        return int(votes(alike, near.scores, self.ranking.temperature).argmax())
+        n = self._heard(len(near.texts))
+        alike = self.alike([*candidates, *near.texts[:n]])[: len(candidates), len(candidates) :]
+        return int(votes(alike, near.scores[:n], self.ranking.temperature).argmax())
 
     def shares(self, answers: Sequence[str], scores: Sequence[float]) -> list[float]:
         """How much each of these may say, summing to 1: exp(temperature x similarity).
@@ -85,5 +90,6 @@ class Ranker:
         """The answer that the neighbours agree on most; "" of none. Ties: the nearest."""
         if not answers:
             return ""
-        found = votes(self.alike(answers), scores, self.ranking.temperature)
+        n = self._heard(len(answers))
+        found = votes(self.alike(answers[:n]), scores[:n], self.ranking.temperature)
         return answers[int(found.argmax())]
